@@ -1,0 +1,8 @@
+"""CNNs whose spatial filters are random and never learn, in timm (Gavrikov and Keuper, 2023)."""
+
+from .convert import add_linear_combinations as add_linear_combinations
+from .counting import count_parameters as count_parameters
+from .folding import fold as fold
+from .freeze import freeze_spatial as freeze_spatial
+from .layers import LCConv2d as LCConv2d
+from .sharing import share_weights as share_weights

@@ -1,0 +1,13 @@
+"""The only file that touches timm's non-public names."""
+
+from torch import nn
+
+__all__ = ['describe_as']
+
+
+def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:
+    """Change, in place, what timm saves and reads as the architecture and the input convolutions of `model`."""
+    model.pretrained_cfg = {**model.pretrained_cfg, 'architecture': architecture, 'first_conv': first_conv}
+    model.default_cfg = model.pretrained_cfg
+    if hasattr(model, '_traits'):  # timm 1.0.30 on
+        model._traits = {**model._traits, 'first_conv': first_conv}

@@ -1,0 +1,57 @@
+"""LC-Blocks in any network (section 4.2, figure 5): `add_linear_combinations`."""
+
+from torch import nn
+
+from .filters import check_seed
+from .freeze import check_gain, ignore_in_ddp, name_record
+from .layers import LCConv2d, check_expansion, is_shared
+from .spatial import FilterFn, matched_convolutions
+
+__all__ = ['add_linear_combinations']
+
+
+def add_linear_combinations(
+    model: nn.Module,
+    expansion: int,
+    seed: int = 0,
+    freeze_spatial: bool = True,
+    filter_fn: FilterFn | None = None,
+    *,
+    gain: float = 1.0,
+) -> nn.Module:
+    """Replace, in place, each spatial convolution by an `LCConv2d` of the same geometry; return `model`.
+
+    Give it before `share_weights`. Convolutions that are in an LC-Block already are left alone.
+
+    Args:
+        model: Any network with `nn.Conv2d` layers, itself not one.
+        expansion: E, spatial filters for each output channel.
+        seed: Filter seed in [0, 2**32).
+        freeze_spatial: Whether the filters keep their random values.
+        filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are replaced.
+        gain: As in `freeze_spatial`.
+
+    Raises:
+        ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
+            filters, or is an LC-Block of another expansion.
+    """
+    check_expansion(expansion), check_seed(seed), check_gain(gain)
+    for name, conv in matched_convolutions(model, filter_fn):
+        parent, _, child = name.rpartition('.')
+        holder = model.get_submodule(parent)
+        if isinstance(holder, LCConv2d):
+            if holder.expansion != expansion:
+                raise ValueError(f'`expansion` is {expansion}, but layer `{parent}` has LC-Blocks of {holder.expansion} already')
+            continue
+        if not name:
+            raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
+        if is_shared(conv):
+            raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
+        record = name_record(conv, f'{name}.spatial', seed, gain)
+        try:
+            block = LCConv2d.from_convolution(conv, expansion, record, freeze_spatial=freeze_spatial)
+        except ValueError as error:
+            raise ValueError(f'layer `{name}`: {error}') from None
+        setattr(holder, child, block)
+    ignore_in_ddp(model)
+    return model

@@ -1,0 +1,150 @@
+"""Random filters as a function of (seed, stream), and the record that names them.
+
+Values come from Philox4x64-10 (Salmon et al., 2011), whose 64-bit words numpy guarantees, turned into float32 by integer
+arithmetic alone: the same bits on every machine, thread count and library version. Scale: appendix D, equation 8.
+"""
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ['KEPT', 'UNIFORM', 'VERSION', 'FilterRecord', 'check_seed', 'layer_stream', 'random_values']
+
+VERSION = 1
+SHARED_STREAM = 0
+# Filter sets: KEPT filters were frozen as they were and live in the checkpoint; UNIFORM ones come from the generator.
+KEPT, UNIFORM = 0, 1
+
+_BLOCK = 1 << 15  # 64-bit words a block: 256 KiB, stays in the second-level cache
+# version, filter set, reserved, seed, stream, period, shape, gain, CRC-32 of the filters; then the CRC-32 of these
+_LAYOUT = struct.Struct('<BBHIIIIIHHdI')
+_CHECKSUM = struct.Struct('<I')
+
+
+def check_seed(seed: int) -> int:
+    """Return `seed` if it is an integer in [0, 2**32), else raise `ValueError`."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f'`seed` must be an integer in [0, 2**32), got {seed!r}')
+    return seed
+
+
+def layer_stream(name: str) -> int:
+    """Return the stream of the unshared layer with qualified name `name`: the upper 24 bits of its CRC-32."""
+    return zlib.crc32(name.encode()) >> 8
+
+
+def random_values(seed: int, stream: int, length: int) -> np.ndarray:
+    """Draw the first `length` values of a stream, independent of how many are asked for.
+
+    Args:
+        seed: Filter seed in [0, 2**32).
+        stream: Stream in [0, 2**24); 0 is the vector that all shared layers slice.
+        length: Number of values.
+
+    Returns:
+        float32 (length,), odd multiples of 2**-24 in (-1, 1), uniform and symmetric.
+
+    Example:
+        >>> random_values(0, 0, 4).round(6).tolist() == np.float32([-0.930516, -0.976906, 0.2239, -0.516902]).tolist()
+        True
+    """
+    generator = np.random.Philox(key=[check_seed(seed), stream])
+    values = np.empty(length, np.float32)
+    for start in range(0, length, 2 * _BLOCK):
+        block = values[start : start + 2 * _BLOCK]
+        words = generator.random_raw(-(-len(block) // 2)).astype('<u8', copy=False).view('<u4')[: len(block)]
+        words >>= 8  # the upper 24 bits, v
+        integers = words.view('<i4')
+        integers *= 2
+        integers += 1 - 2**24  # 2v + 1 - 2**24: odd, below 2**24 in magnitude, exact in float32
+        block[:] = integers
+        block *= np.float32(2.0**-24)
+    return values
+
+
+@dataclass(frozen=True)
+class FilterRecord:
+    """What is needed to draw a layer's filters again.
+
+    Args:
+        shape: (C_out, C_in/groups, k_h, k_w), as drawn: adapting to other input channels leaves it.
+        seed: Filter seed in [0, 2**32).
+        stream: `layer_stream` of the layer's name, 0 if it slices the shared vector.
+        period: Values after which the stream repeats (recycled sharing, section 4.3); 0 if it never does.
+        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w).
+        filter_set: `UNIFORM`, or `KEPT` for filters that no seed gives.
+    """
+
+    shape: tuple[int, int, int, int]
+    seed: int = 0
+    stream: int = SHARED_STREAM
+    period: int = 0
+    gain: float = 1.0
+    filter_set: int = UNIFORM
+
+    @property
+    def numel(self) -> int:
+        """Number of filter values."""
+        return math.prod(self.shape)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the filters are stored because no seed gives them."""
+        return self.filter_set == KEPT
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the filters are a slice of the shared vector."""
+        return self.filter_set == UNIFORM and self.stream == SHARED_STREAM
+
+    @property
+    def scale(self) -> float:
+        """Return the factor s of equation 8, rounded to float32."""
+        return float(np.float32(self.gain / math.sqrt(math.prod(self.shape[1:]))))
+
+    def unit_values(self) -> np.ndarray:
+        """Return the filters before scaling, flat: float32 (numel,) in (-1, 1)."""
+        drawn = min(self.numel, self.period or self.numel)
+        return np.resize(random_values(self.seed, self.stream, drawn), self.numel)
+
+    def filters(self) -> np.ndarray:
+        """Return the filters, float32 (C_out, C_in/groups, k_h, k_w)."""
+        return (self.unit_values() * np.float32(self.scale)).reshape(self.shape)
+
+    def encode(self, filters: np.ndarray | None) -> np.ndarray:
+        """Return the record as bits, bool (RECORD_BITS,), with the fingerprint of `filters` (0 for kept ones)."""
+        crc = 0 if filters is None else fingerprint(filters)
+        packed = _LAYOUT.pack(
+            VERSION, self.filter_set, 0, self.seed, self.stream, self.period, *self.shape, self.gain, crc
+        )
+        packed += _CHECKSUM.pack(zlib.crc32(packed))
+        return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(bool)
+
+    @classmethod
+    def decode(cls, bits: np.ndarray) -> tuple['FilterRecord', int]:
+        """Read a record and its fingerprint back from bits, which may have been cast to another number type.
+
+        Raises:
+            ValueError: If the record is damaged or a newer generator wrote it.
+        """
+        if bits.shape != (RECORD_BITS,) or not np.isin(bits, (0, 1)).all():
+            raise ValueError(f'damaged filter record: expected {RECORD_BITS} bits, got {bits.dtype} {bits.shape}')
+        packed = np.packbits(bits.astype(bool)).tobytes()
+        body, (checksum,) = packed[: _LAYOUT.size], _CHECKSUM.unpack(packed[_LAYOUT.size :])
+        if zlib.crc32(body) != checksum:
+            raise ValueError('damaged filter record: its checksum does not match')
+        version, filter_set, reserved, seed, stream, period, *shape, gain, crc = _LAYOUT.unpack(body)
+        if version != VERSION or reserved or filter_set not in (KEPT, UNIFORM):
+            raise ValueError(f'filter record of unknown version {version} (this release reads {VERSION}): upgrade timm_lc')
+        return cls(tuple(shape), seed, stream, period, gain, filter_set), crc
+
+
+RECORD_BITS = 8 * (_LAYOUT.size + _CHECKSUM.size)
+
+
+def fingerprint(filters: np.ndarray) -> int:
+    """Return the CRC-32 of the filters' little-endian float32 bytes in C order."""
+    return zlib.crc32(np.ascontiguousarray(filters, dtype='<f4').data)

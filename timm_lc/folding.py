@@ -1,0 +1,41 @@
+"""The stock network that a trained LC network is (definition 3.1): `fold`."""
+
+import copy
+
+from timm.models import get_pretrained_cfg, is_model
+from torch import nn
+
+from ._timm import describe_as
+from .layers import LCConv2d, is_frozen, thaw_convolution
+
+__all__ = ['fold']
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Return the same function as a plain network: LC-Blocks merged, frozen filters ordinary weights.
+
+    The argument is untouched. An `lc_<timm name>` network becomes that timm architecture, which loads where this package is
+    not installed. A network with nothing to fold is copied.
+
+    Example:
+        >>> import timm, timm_lc
+        >>> fold(timm.create_model('lc_resnet18')).pretrained_cfg['architecture']
+        'resnet18'
+    """
+    folded = copy.deepcopy(model)
+    if isinstance(folded, LCConv2d):
+        return folded.fuse()
+    for module in list(folded.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LCConv2d):
+                setattr(module, name, child.fuse())
+    for module in list(folded.modules()):
+        if is_frozen(module):
+            thaw_convolution(module)
+    vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
+    architecture = (getattr(folded, 'pretrained_cfg', None) or {}).get('architecture', '')
+    base = architecture.removeprefix('lc_')
+    if base != architecture and is_model(base):
+        stock = get_pretrained_cfg(base)
+        describe_as(folded, base, stock.first_conv if stock else None)
+    return folded
