@@ -1,0 +1,65 @@
+"""Oracles that all tests share: the generator written out in numpy, and small stock networks."""
+
+import zlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+
+@pytest.fixture(autouse=True, scope='session')
+def one_thread():
+    """Small tensors are fastest on one thread, and results do not depend on the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def draw():
+    """Return the definition of the generator, version 1, in plain integers: (seed, stream, length) -> float32."""
+
+    def draw(seed, stream, length):
+        words = np.random.Philox(key=[seed, stream]).random_raw((length + 1) // 2)
+        halves = np.stack([words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)], 1).reshape(-1)[:length]
+        v = (halves >> np.uint64(8)).astype(np.int64)
+        return ((2 * v + 1 - 2**24) / 2**24).astype(np.float32)
+
+    return draw
+
+
+@pytest.fixture(scope='session')
+def filters_of(draw):
+    """Return the filters of a layer by the definition: those of `name`, or slices of the shared vector."""
+
+    def filters_of(shape, *, seed=0, name=None, period=0, gain=1.0):
+        stream = 0 if name is None else zlib.crc32(name.encode()) >> 8
+        numel = int(np.prod(shape))
+        values = np.resize(draw(seed, stream, min(numel, period or numel)), numel)
+        scale = np.float32(gain / np.sqrt(float(np.prod(shape[1:]))))
+        return torch.from_numpy((values * scale).reshape(shape))
+
+    return filters_of
+
+
+@pytest.fixture
+def stock():
+    """Return a builder of timm's own networks with reproducible weights and batch statistics that are not trivial."""
+
+    def stock(name='test_resnet', **kwargs):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = timm.create_model(name, num_classes=4, **kwargs)
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+                    torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+                    torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        return model.eval()
+
+    return stock
+
+
+@pytest.fixture
+def images():
+    """Return two small images, (2, 3, 32, 32)."""
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,134 @@
+"""The generator, version 1, and the record."""
+
+import random
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from timm_lc.filters import KEPT, FilterRecord, check_seed, fingerprint, layer_stream, random_values
+
+KNOWN = [
+    (0, 0, (-0.930516, -0.976906, 0.223900, -0.516902), 0xBADCCB),
+    (0, 1, (0.950251, 0.626708, -0.405242, 0.502663), 0x0B5387),
+    (7, 12345, (0.671237, 0.670559, -0.772173, -0.360025), 0x9DCEBA),
+]
+BLOCK = 2 << 15  # values drawn at a time
+
+RECORDS = [
+    FilterRecord((64, 3, 7, 7)),
+    FilterRecord((8, 1, 1, 5), seed=2**32 - 1, stream=2**24 - 1, period=27, gain=6**0.5),
+    FilterRecord((70000, 4096, 65535, 3), seed=7, filter_set=KEPT),
+]
+
+
+@pytest.mark.parametrize(('seed', 'stream', 'first', 'crc'), KNOWN)
+def test_random_values_gives_the_known_answers(seed, stream, first, crc):
+    values = random_values(seed, stream, 1001)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values[:4], first, atol=5e-7)
+    assert zlib.crc32(values.astype('<f4').tobytes()) & 0xFFFFFF == crc
+
+
+@pytest.mark.parametrize('length', [0, 1, 2, 3, 1001, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_random_values_follows_the_definition_at_any_length(length, draw):
+    np.testing.assert_array_equal(random_values(3, 5, length), draw(3, 5, length))
+
+
+@pytest.mark.parametrize('length', [1, 7, BLOCK - 1, BLOCK, BLOCK + 1])
+def test_random_values_does_not_depend_on_how_many_are_asked_for(length):
+    np.testing.assert_array_equal(random_values(1, 2, length), random_values(1, 2, 2 * BLOCK + 5)[:length])
+
+
+def test_random_values_is_uniform_and_symmetric():
+    values = random_values(11, 13, 400_000).astype(np.float64)
+    assert np.abs(values).max() < 1
+    assert abs(values.mean()) < 5 / np.sqrt(3 * len(values))  # five standard errors
+    assert abs(values.var() - 1 / 3) < 5 * np.sqrt(4 / 45 / len(values))
+
+
+def test_random_values_leaves_the_global_random_states_alone():
+    def states():
+        name, keys, *rest = np.random.get_state()
+        return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
+
+    before = states()
+    random_values(0, 0, 100)
+    FilterRecord((4, 4, 3, 3)).filters()
+    assert states() == before
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 1.0, True, '0', None])
+def test_check_seed_refuses_what_is_no_seed(seed):
+    with pytest.raises(ValueError, match=r'`seed` must be an integer in \[0, 2\*\*32\), got ') as error:
+        check_seed(seed)
+    assert repr(seed) in str(error.value)
+
+
+@pytest.mark.parametrize('seed', [0, 2**32 - 1])
+def test_check_seed_accepts_both_ends(seed):
+    assert check_seed(seed) == seed
+
+
+def test_layer_stream_is_the_upper_24_bits_of_the_crc():
+    assert layer_stream('123456789') == 0xCBF439  # the CRC-32 check value is CBF43926
+
+
+@pytest.mark.parametrize('gain', [1.0, 6**0.5])
+@pytest.mark.parametrize('period', [0, 20, 7 * 9, 10**6])
+def test_record_filters_are_the_scaled_and_repeated_stream(gain, period, draw):
+    filters = FilterRecord((12, 2, 3, 3), seed=4, stream=9, period=period, gain=gain).filters()
+    drawn = draw(4, 9, 12 * 18)
+    expected = [drawn[i % period if period else i] * np.float32(gain / 18**0.5) for i in range(12 * 18)]
+    np.testing.assert_array_equal(filters, np.float32(expected).reshape(12, 2, 3, 3))
+
+
+@pytest.mark.parametrize('fan', [9, 27, 64 * 9])
+def test_record_gain_one_has_the_standard_deviation_of_pytorchs_default(fan):
+    filters = FilterRecord((200_000 // fan, fan // 9, 3, 3)).filters()
+    assert filters.std() == pytest.approx(1 / np.sqrt(3 * fan), rel=0.01)
+
+
+def test_fingerprint_is_the_crc_of_the_bytes_in_c_order():
+    filters = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    assert fingerprint(filters) == zlib.crc32(b''.join(np.float32(i).tobytes() for i in range(24)))
+    assert fingerprint(np.asfortranarray(filters)) == fingerprint(filters)
+
+
+@pytest.mark.parametrize('record', RECORDS)
+@pytest.mark.parametrize('dtype', [bool, np.float32, np.int64])
+def test_record_survives_the_round_trip(record, dtype):
+    decoded, crc = FilterRecord.decode(record.encode(None).astype(dtype))
+    assert (decoded, crc) == (record, 0)
+
+
+def test_record_holds_the_fingerprint_of_its_filters():
+    record = FilterRecord((4, 3, 3, 3), seed=5)
+    filters = record.filters()
+    assert FilterRecord.decode(record.encode(filters)) == (record, zlib.crc32(filters.tobytes()))
+
+
+def test_every_flipped_bit_of_a_record_raises():
+    bits = FilterRecord((4, 3, 3, 3), seed=5, stream=6, gain=2.0).encode(None)
+    for position in range(len(bits)):
+        damaged = bits.copy()
+        damaged[position] ^= True
+        with pytest.raises(ValueError, match='damaged filter record: its checksum does not match'):
+            FilterRecord.decode(damaged)
+
+
+@pytest.mark.parametrize('bits', [np.zeros(3), np.zeros((2, 2)), np.full(384, 0.5), np.full(384, 2)])
+def test_record_refuses_what_are_not_its_bits(bits):
+    with pytest.raises(ValueError, match=r'damaged filter record: expected \d+ bits'):
+        FilterRecord.decode(bits)
+
+
+@pytest.mark.parametrize(('byte', 'value'), [(0, 0), (0, 2), (1, 9), (2, 1)])
+def test_record_of_an_unknown_generator_raises(byte, value):
+    packed = bytearray(np.packbits(FilterRecord((4, 3, 3, 3)).encode(None)).tobytes())
+    packed[byte] = value
+    packed[-4:] = zlib.crc32(packed[:-4]).to_bytes(4, 'little')
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8))
+    with pytest.raises(ValueError, match=r'filter record of unknown version \d+ \(this release reads 1\)'):
+        FilterRecord.decode(bits)
