@@ -1,8 +1,9 @@
 """The only file that touches timm's non-public names."""
 
+from timm.models._features import feature_take_indices as feature_take_indices
 from torch import nn
 
-__all__ = ['describe_as']
+__all__ = ['describe_as', 'feature_take_indices']
 
 
 def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:

@@ -1,0 +1,151 @@
+"""From a timm entry point to an `lc_` one: options, transforms, pretrained weights, feature wrappers."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model, resolve_pretrained_cfg
+from torch import nn
+
+from .._timm import describe_as
+from ..convert import add_linear_combinations
+from ..freeze import freeze_spatial, seed_spatial
+from ..layers import freeze_convolution, is_frozen, is_shared, share_convolution
+from ..sharing import share_weights
+
+__all__ = ['LCOptions', 'build', 'register']
+
+CreateBase = Callable[..., nn.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class LCOptions:
+    """Keyword arguments of every `lc_` model.
+
+    Args:
+        freeze_spatial: Whether the spatial filters keep their random values; False is the learnable baseline.
+        share_weights: Whether all layers slice one random vector (section 4.3).
+        recycle: r; the shared vector is r times shorter and repeats.
+        shared_length: Length of the shared vector, in place of `recycle` (figure 10).
+        expansion: E turns each spatial convolution into an LC-Block; None leaves the architecture's pointwise layers to combine.
+        seed: Filter seed in [0, 2**32), independent of the training seed.
+        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1, or sqrt(6) (He) for a network without norms.
+    """
+
+    freeze_spatial: bool = True
+    share_weights: bool = False
+    recycle: int = 1
+    shared_length: int | None = None
+    expansion: int | None = None
+    seed: int = 0
+    gain: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('freeze_spatial', 'share_weights'):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f'`{name}` must be True or False, got {getattr(self, name)!r}')
+        if self.share_weights and not self.freeze_spatial:
+            raise ValueError('`share_weights=True` needs `freeze_spatial=True`: shared filters are random and never learn')
+        if not self.share_weights and (self.recycle != 1 or self.shared_length is not None):
+            raise ValueError('`recycle` and `shared_length` need `share_weights=True`')
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Transform a stock network in place."""
+        gain = self.gain if self.gain is not None else 1.0 if _has_norm(model) else math.sqrt(6)
+        if self.expansion is not None:
+            add_linear_combinations(model, self.expansion, self.seed, self.freeze_spatial, gain=gain)
+        elif self.freeze_spatial:
+            freeze_spatial(model, self.seed, gain=gain)
+        else:
+            seed_spatial(model, self.seed, gain=gain)
+        if self.share_weights:
+            share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
+        return model
+
+
+_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LCOptions))
+
+
+def build(
+    name: str,
+    create_base: CreateBase,
+    first_conv: tuple[str, ...],
+    *,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: Any = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Create the model `name` as timm's factory asks for it.
+
+    Args:
+        name: Architecture to be written into configs.
+        create_base: `create_base(pretrained_cfg=..., **kwargs)` returns the stock network.
+        first_conv: The stock network's input convolutions.
+        pretrained: As in `timm.create_model`, like `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir`.
+        kwargs: The fields of `LCOptions`, and the stock network's own arguments.
+    """
+    options = LCOptions(**{key: kwargs.pop(key) for key in _OPTION_NAMES if key in kwargs})
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+    feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
+    model = options.apply(create_base(pretrained_cfg=cfg, **kwargs))
+    describe_as(model, name, _learnable_stem(model, first_conv))
+    if pretrained:
+        classes, channels = getattr(model, 'num_classes', 0), kwargs.get('in_chans', 3)
+        load_pretrained(model, model.pretrained_cfg, classes, channels, cache_dir=cache_dir)
+    if not feature_kwargs.get('features_only'):
+        return model
+    wrapped = options.apply(create_base(pretrained_cfg=cfg, **kwargs, **feature_kwargs))
+    _take_over(wrapped, model)
+    return wrapped
+
+
+def register(
+    module: dict[str, Any],
+    name: str,
+    create_base: CreateBase,
+    cfg: PretrainedCfg,
+    first_conv: tuple[str, ...],
+    defaults: dict[str, Any],
+    doc: str,
+) -> None:
+    """Register the `lc_` model `name` with timm, as an entry point of the module with these globals; arguments win over `defaults`."""
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build(name, create_base, first_conv, pretrained=pretrained, **{**defaults, **kwargs})
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__module__, entrypoint.__doc__ = module['__name__'], doc
+    module.setdefault('default_cfgs', {}).update(generate_default_cfgs({name: cfg}))
+    module[name] = register_model(entrypoint)
+
+
+def _has_norm(model: nn.Module) -> bool:
+    return any('Norm' in type(module).__name__ for module in model.modules())
+
+
+def _learnable_stem(model: nn.Module, first_conv: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which input convolutions timm adapts to other input channels; frozen ones adapt as they load."""
+    modules = dict(model.named_modules())
+    names = (f'{name}.spatial' if f'{name}.spatial' in modules else name for name in first_conv)
+    return tuple(name for name in names if name in modules and not is_frozen(modules[name]))
+
+
+def _take_over(wrapped: nn.Module, model: nn.Module) -> None:
+    """Give a feature wrapper, in place, all filters and weights of the whole network, whatever the wrapper calls its layers."""
+
+    def plain(name: str) -> str:
+        return name.removeprefix('model.').replace('_', '.')
+
+    modules = {plain(name): module for name, module in model.named_modules()}
+    for name, conv in wrapped.named_modules():
+        source = modules.get(plain(name))
+        if is_frozen(conv) and is_shared(source):
+            share_convolution(conv, source.filter_record, source.shared)
+        elif is_frozen(conv):
+            freeze_convolution(conv, source.filter_record)
+    state = {plain(name): tensor for name, tensor in model.state_dict().items()}
+    if not any(tensor.is_meta for tensor in state.values()):
+        wrapped.load_state_dict({name: state[plain(name)] for name in wrapped.state_dict()})
