@@ -78,15 +78,19 @@ def held(arguments, kept, dtype):
     return block
 
 
-def gradients_of(output, tensors):
+def gradients_of(output, tensors, square=False):
     """Return gradients of all tensors for a fixed, random gradient of the output."""
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return torch.autograd.grad(output, tensors, weight.to(output.dtype))
+    return torch.autograd.grad(output, tensors, (weight**2 if square else weight).to(output.dtype))
 
 
-def relative_error(actual, expected):
-    error = (actual.detach().double() - expected.detach()).abs().max()
-    return float(error / expected.detach().abs().max())
+def exact_results(x, filters, learned, arguments, power=1):
+    """Return output and gradients of x and `learned` in float64; power 2 sums the squares of all the terms instead."""
+    x, *values = [t.detach().double().pow(power).requires_grad_() for t in (x, *learned.values())]
+    named = dict(zip(learned, values, strict=True))
+    filters = named.get('spatial.weight', filters.detach().double().pow(power))
+    output = two_convolutions(x, filters, named['pointwise.weight'], named.get('pointwise.bias'), arguments)
+    return [output, *gradients_of(output, [x, *values], square=power == 2)]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -98,20 +102,17 @@ def test_lc_block_equals_two_convolutions_with_every_gradient(dtype, drawn):
     torch.manual_seed(0)
     block = held(arguments, kept, dtype)
     x = torch.randn(2, arguments['in_channels'], *size, dtype=dtype, requires_grad=True)
-    learned = [x, *block.parameters()]
+    learned = dict(block.named_parameters())
     output = block(x)
-    gradients = gradients_of(output, learned)
+    results = [output, *gradients_of(output, [x, *learned.values()])]
 
-    exact = {name: p.detach().double().requires_grad_() for name, p in block.named_parameters()}
-    exact_x = x.detach().double().requires_grad_()
-    filters = exact.get('spatial.weight', block.spatial.weight.detach().double())
-    expected = two_convolutions(exact_x, filters, exact['pointwise.weight'], exact.get('pointwise.bias'), arguments)
-    expected_gradients = gradients_of(expected, [exact_x, *exact.values()])
-
-    assert output.shape == expected.shape
-    assert ('spatial.weight' in exact) == (kept == 'learnable')
-    for actual, wanted in zip([output, *gradients], [expected, *expected_gradients], strict=True):
-        assert relative_error(actual, wanted) < TOLERANCE[dtype]
+    assert ('spatial.weight' in learned) == (kept == 'learnable')
+    expected = exact_results(x, block.spatial.weight, learned, arguments)
+    squares = exact_results(x, block.spatial.weight, learned, arguments, power=2)
+    for actual, wanted, square in zip(results, expected, squares, strict=True):
+        assert actual.shape == wanted.shape
+        size = square.max().sqrt()  # of a sum of these terms with random signs: the sum itself may cancel
+        assert (actual.double() - wanted).abs().max() <= TOLERANCE[dtype] * size
 
 
 @pytest.mark.parametrize('groups', [1, 2])
@@ -158,21 +159,15 @@ def test_bf16_autocast_is_no_further_from_float64_than_two_convolutions(expansio
     }
     arguments |= {'dilation': (1, 1), 'bias': True, 'padding_mode': 'zeros', 'expansion': expansion}
     block = held(arguments | {'freeze_spatial': kept != 'learnable'}, kept, torch.float32)
-    filters = block.spatial.weight.detach().requires_grad_(kept == 'learnable')
+    filters = block.spatial.weight.detach()
     x = torch.randn(4, 16, 12, 12, requires_grad=True)
-    twin = dict(block.named_parameters()) | {'x': x}
-
-    def two(cast):
-        tensors = {name: cast(p.detach()).requires_grad_() for name, p in twin.items()}
-        w = tensors.get('spatial.weight', cast(filters.detach()))
-        y = two_convolutions(tensors['x'], w, tensors['pointwise.weight'], tensors['pointwise.bias'], arguments)
-        return [y, *gradients_of(y, list(tensors.values()))]
-
-    exact = two(torch.Tensor.double)
+    learned = dict(block.named_parameters())
+    exact = exact_results(x, filters, learned, arguments)
     with torch.autocast('cpu', torch.bfloat16):
         output = block(x)
-        theirs = two(torch.Tensor.clone)
-    ours = [output, *gradients_of(output, list(twin.values()))]
+        bias = learned['pointwise.bias']
+        twin = two_convolutions(x, learned.get('spatial.weight', filters), learned['pointwise.weight'], bias, arguments)
+    ours, theirs = ([y, *gradients_of(y, [x, *learned.values()])] for y in (output, twin))
     assert output.dtype == torch.bfloat16
     for one, other, truth in zip(ours, theirs, exact, strict=True):
         # 5 %: the errors are independent roundings of at least 16 numbers each, not the same ones
@@ -225,8 +220,10 @@ def test_fuse_gives_the_plain_convolution(kept, bias, padding):
         arguments | {'expansion': 3, 'freeze_spatial': kept != 'learnable', 'padding_mode': 'reflect'}, kept, None
     )
     fused, x = block.eval().fuse(), torch.randn(2, 4, 9, 9)
-    assert type(fused) is nn.Conv2d and not fused.training
-    assert (fused.bias is not None) == bias and all(p.requires_grad for p in fused.parameters())
+    assert type(fused) is nn.Conv2d
+    assert not fused.training
+    assert (fused.bias is not None) == bias
+    assert all(p.requires_grad for p in fused.parameters())
     torch.testing.assert_close(fused(x), block(x), rtol=1e-5, atol=1e-6)
 
 
@@ -347,7 +344,8 @@ def test_shared_filters_stay_one_vector(move, recycle, filters_of):
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     vectors = {id(m.vector): m.vector for m in model.modules() if isinstance(m, SharedFilters)}
     period = 16 * 8 * 9 // recycle
-    assert len(convs) == 4 and len(vectors) == 1
+    assert len(convs) == 4
+    assert len(vectors) == 1
     assert [vector.shape for vector in vectors.values()] == [(period,)]
     for conv in convs:
         expected = filters_of(conv.weight.shape, seed=6, period=period)
@@ -360,4 +358,5 @@ def test_copies_of_a_shared_network_do_not_share_with_it():
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin[0].shared.vector.zero_()
-    assert model[0].weight.abs().sum() > 0 and twin[1].weight.abs().sum() == 0
+    assert model[0].weight.abs().sum() > 0
+    assert twin[1].weight.abs().sum() == 0
