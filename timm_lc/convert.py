@@ -7,7 +7,7 @@ from .freeze import check_gain, ignore_in_ddp, name_record
 from .layers import LCConv2d, check_expansion, is_shared
 from .spatial import FilterFn, matched_convolutions
 
-__all__ = ['add_linear_combinations']
+__all__ = ['add_linear_combinations', 'replace_modules']
 
 
 def add_linear_combinations(
@@ -36,8 +36,9 @@ def add_linear_combinations(
             filters, or is an LC-Block of another expansion.
     """
     check_expansion(expansion), check_seed(seed), check_gain(gain)
+    blocks: dict[nn.Module, nn.Module] = {}
     for name, conv in matched_convolutions(model, filter_fn):
-        parent, _, child = name.rpartition('.')
+        parent = name.rpartition('.')[0]
         holder = model.get_submodule(parent)
         if isinstance(holder, LCConv2d):
             if holder.expansion != expansion:
@@ -49,9 +50,17 @@ def add_linear_combinations(
             raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
         record = name_record(conv, f'{name}.spatial', seed, gain)
         try:
-            block = LCConv2d.from_convolution(conv, expansion, record, freeze_spatial=freeze_spatial)
+            blocks[conv] = LCConv2d.from_convolution(conv, expansion, record, freeze_spatial=freeze_spatial)
         except ValueError as error:
             raise ValueError(f'layer `{name}`: {error}') from None
-        setattr(holder, child, block)
+    replace_modules(model, blocks)
     ignore_in_ddp(model)
     return model
+
+
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Put, in place, each replacement wherever its module is a child: one may be used twice."""
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child in replacements:
+                setattr(module, name, replacements[child])

@@ -37,11 +37,13 @@ def freeze_spatial(
         check_seed(seed)
     check_gain(gain)
     for name, conv in matched:
+        if is_shared(conv) and seed not in (None, conv.filter_record.seed):
+            present = conv.filter_record.seed
+            raise ValueError(f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights')
+    for name, conv in matched:
         if is_shared(conv):
-            if seed not in (None, conv.filter_record.seed):
-                present = conv.filter_record.seed
-                raise ValueError(f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights')
-        elif seed is not None:
+            continue
+        if seed is not None:
             freeze_convolution(conv, name_record(conv, name, seed, gain))
         elif not is_frozen(conv):
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
