@@ -6,7 +6,8 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from ._timm import describe_as
-from .layers import LCConv2d, is_frozen, thaw_convolution
+from .convert import replace_modules
+from .layers import LCConv2d, is_frozen, thaw_convolution, unseed_convolution
 
 __all__ = ['fold']
 
@@ -25,13 +26,12 @@ def fold(model: nn.Module) -> nn.Module:
     folded = copy.deepcopy(model)
     if isinstance(folded, LCConv2d):
         return folded.fuse()
-    for module in list(folded.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LCConv2d):
-                setattr(module, name, child.fuse())
-    for module in list(folded.modules()):
+    replace_modules(folded, {module: module.fuse() for module in folded.modules() if isinstance(module, LCConv2d)})
+    for module in folded.modules():
         if is_frozen(module):
             thaw_convolution(module)
+        elif isinstance(module, nn.Conv2d):
+            unseed_convolution(module)
     vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
     architecture = (getattr(folded, 'pretrained_cfg', None) or {}).get('architecture', '')
     base = architecture.removeprefix('lc_')

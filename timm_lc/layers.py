@@ -28,6 +28,7 @@ __all__ = [
     'seed_convolution',
     'share_convolution',
     'thaw_convolution',
+    'unseed_convolution',
 ]
 
 _RECORD = 'record'
@@ -54,6 +55,11 @@ def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     if not conv.weight.is_meta:
         _copy(conv.weight, record.filters())
     _add_load_hook(conv)
+
+
+def unseed_convolution(conv: nn.Conv2d) -> None:
+    """Make `conv` load ordinary weights only, in place."""
+    _remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
 
 
 def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
@@ -89,7 +95,7 @@ def thaw_convolution(conv: nn.Conv2d) -> None:
         conv._buffers.pop(name, None)
         conv._non_persistent_buffers_set.discard(name)
     del conv.filter_record, conv.init_non_persistent_buffers
-    _remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
+    unseed_convolution(conv)
     conv._parameters = {'weight': nn.Parameter(weight), **conv._parameters}
 
 
