@@ -209,6 +209,8 @@ def _adopt(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assig
     """Give `conv` the filters that `state_dict` records, dropping from it what a scripted model spelt out."""
     record, filters = _read(state_dict, prefix)
     stored, vector = state_dict.get(prefix + 'weight'), state_dict.pop(prefix + 'shared.vector', None)
+    if assign and conv.record.is_meta:
+        conv.to_empty(device=state_dict[prefix + _RECORD].device)
     if filters is None:
         state_dict[prefix + 'weight'] = torch.from_numpy(_fit(_stored(stored), conv))
         freeze_convolution(conv, record)
@@ -217,8 +219,6 @@ def _adopt(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assig
         raise ValueError('the filters stored in the checkpoint are not those of its record')
     if vector is not None and not _equal(vector[: record.numel], record.unit_values()[: len(vector)]):
         raise ValueError('the shared vector stored in the checkpoint is not that of its record')
-    if assign and conv.record.is_meta:
-        conv.to_empty(device=state_dict[prefix + _RECORD].device)
     fitted = _fit(filters, conv)
     if is_shared(conv) and record.is_shared and fitted is filters:
         share_convolution(conv, record, conv.shared.peer(record))
@@ -347,7 +347,9 @@ def _combine(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
     TorchScript ignores a disabled autocast, so a scripted block forms the product in autocast's type.
     """
     shape = [-1, filters.shape[1], filters.shape[2], filters.shape[3]]
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting() or filters.is_meta:  # the meta device has no autocast
+        return _product(pointwise.flatten(1), filters.flatten(1), groups).view(shape)
+    if filters.is_meta:  # which has no autocast
         return _product(pointwise.flatten(1), filters.flatten(1), groups).view(shape)
     with torch.autocast(filters.device.type, enabled=False):
         return _product(pointwise.flatten(1), filters.flatten(1), groups).view(shape)
@@ -456,6 +458,9 @@ class LCConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C_in, H, W) with the effective weight."""
+        if not torch.jit.is_scripting():
+            if _refuse_unfilled in self.spatial._forward_pre_hooks.values():  # `spatial` itself is never called
+                _refuse_unfilled(self.spatial, x)
         weight = self.effective_weight()
         if self.pads_same:
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)

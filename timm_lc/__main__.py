@@ -1,0 +1,7 @@
+"""`python -m timm_lc` is the command `timm-lc`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,117 @@
+"""The command `timm-lc`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ['main']
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return the exit status. Errors of the user leave with status 2 and one line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        args.handler(args)
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+        args.subparser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _list(args: argparse.Namespace) -> None:
+    import timm
+
+    import timm_lc  # noqa: F401  # registers the names
+
+    names = timm.list_models(args.filter if args.filter.startswith('lc_') else f'lc_*{args.filter}*')
+    if not names:
+        raise ValueError(f'no lc_ model matches {args.filter!r}; `timm-lc list` shows all')
+    print('\n'.join(names))
+
+
+def _info(args: argparse.Namespace) -> None:
+    _known_model(args.model)
+    from .info import describe
+
+    info = describe(args.model, **args.model_kwargs)
+    width = max((len(layer.name) for layer in info.layers), default=5) + 2
+    print(f'{"layer":<{width}}{"role":<20}{"kernel":<8}{"shape":<24}state')
+    for layer in info.layers:
+        kernel = f'{layer.shape[2]}x{layer.shape[3]}'
+        print(f'{layer.name:<{width}}{layer.role:<20}{kernel:<8}{" x ".join(map(str, layer.shape)):<24}{layer.state}')
+    counts = info.parameters
+    size = 'x'.join(map(str, info.input_size))
+    print(f'\nparameters: {counts.learnable:,} learnable, {counts.total:,} total, {counts.stored:,} stored')
+    print(f'checkpoint: {info.checkpoint_bytes:,} bytes; multiply-adds for one {size} image: {info.multiply_adds:,}')
+
+
+def _demo(args: argparse.Namespace) -> None:
+    _known_model(args.model)
+    from .demo import run
+
+    run(args)
+
+
+def _known_model(name: str) -> None:
+    """Refuse a name that is not registered, suggesting the nearest."""
+    import difflib
+
+    import timm
+
+    import timm_lc  # noqa: F401  # registers the names
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models('lc_*'), n=3, cutoff=0.6)
+        hint = f'; did you mean {" or ".join(near)}?' if near else '; `timm-lc list` shows all'
+        raise ValueError(f'unknown model {name!r}{hint}')
+
+
+def _model_kwargs(text: str) -> tuple[str, object]:
+    """Parse one key=value; values are Python literals, else text."""
+    import ast
+
+    key, separator, value = text.partition('=')
+    if not (separator and key.isidentifier()):
+        raise argparse.ArgumentTypeError(f'must be key=value, got {text!r}')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='timm-lc', description='Networks that never learn their spatial filters, in timm.')
+    commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
+
+    def add(name: str, handler: object, text: str, example: str) -> argparse.ArgumentParser:
+        formatter = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=text, description=text, epilog=f'example:\n  {example}', formatter_class=formatter)
+        command.set_defaults(handler=handler, subparser=command)
+        return command
+
+    listing = add('list', _list, 'list the lc_ models', "timm-lc list 'lc_resnet20_*'")
+    listing.add_argument('filter', nargs='?', default='lc_*', help='part of a name, or a pattern that begins with lc_')
+
+    info = add('info', _info, 'show layers and costs of a model', 'timm-lc info lc_resnet50 --model-kwargs share_weights=True')
+    info.add_argument('model', help='a registered name')
+    info.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
+
+    demo = add('demo', _demo, 'train a frozen-random network beside its learnable twin', 'timm-lc demo --epochs 10')
+    demo.add_argument('--model', default='lc_resnet20_16x8', help='an lc_ model (default: %(default)s)')
+    demo.add_argument('--epochs', type=int, default=15, help='epochs of training (default: %(default)s)')
+    demo.add_argument('--seed', type=int, default=0, help='training seed; the filters have their own (default: %(default)s)')
+    demo.add_argument('--data-dir', type=Path, help='ImageFolder tree with train/ and validation/ (default: handwritten digits)')
+    demo.add_argument('--output', type=Path, default=Path('output/demo'), help='folder for checkpoints (default: %(default)s)')
+    return parser
+
+
+class _Kwargs(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:  # noqa: ANN001
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **dict(values)})
+
+
+if __name__ == '__main__':
+    sys.exit(main())

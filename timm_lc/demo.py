@@ -1,0 +1,215 @@
+"""`timm-lc demo`: train a frozen-random network beside its learnable twin on real images, save, reload, fold.
+
+Data, optimizer, scheduler, training task and checkpoints are timm's own parts.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask
+from timm.utils import CheckpointSaver
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .counting import ParameterCount, count_parameters
+from .folding import fold
+
+__all__ = ['Digits', 'Result', 'run']
+
+HELD_OUT = 450
+# A digit must not be mirrored or coloured; the crops are slight.
+DIGITS_AUGMENTATION = {'hflip': 0.0, 'color_jitter': 0.0, 'scale': (0.8, 1.0), 'ratio': (0.9, 1.1)}
+FOLDER_AUGMENTATION = {'hflip': 0.5, 'color_jitter': 0.0, 'scale': (0.6, 1.0), 'ratio': (0.9, 1.1)}
+
+
+class Digits(Dataset):
+    """scikit-learn's 1,797 handwritten digits (8x8, Alpaydin and Kaynak, 1998) as RGB images, a fixed random 450 held out.
+
+    Args:
+        train: Whether to give the 1,347 for training or the held-out 450.
+        size: Side of the upscaled images in pixels.
+    """
+
+    def __init__(self, *, train: bool, size: int = 32) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("the digits need scikit-learn: pip install 'timm_lc[demo]'") from None
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))  # neighbours are of one writer
+        part = order[HELD_OUT:] if train else order[:HELD_OUT]
+        pixels = (digits.images[part] * (255 / 16)).astype(np.uint8)
+        self.images = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC).convert('RGB') for image in pixels]
+        self.labels = [int(label) for label in digits.target[part]]
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index]
+        return (self.transform(image) if self.transform else image), self.labels[index]
+
+
+class Result(NamedTuple):
+    """One trained network: accuracy in percent, seconds of training, bytes of its weights on disk."""
+
+    name: str
+    accuracy: float
+    parameters: ParameterCount
+    seconds: float
+    size: int
+    model: nn.Module
+    path: Path
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train both networks, print the table, reload and fold the frozen one.
+
+    Raises:
+        ValueError: If an argument or the data directory is of no use.
+    """
+    if args.epochs < 1:
+        raise ValueError(f'`--epochs` must be a positive integer, got {args.epochs}')
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    data = _loaders(args, device)
+    twins = (('frozen random', {}), ('learnable', {'freeze_spatial': False}))
+    results = [_train(label, kwargs, data, args, device) for label, kwargs in twins]
+    print(f'\n{args.model}, {args.epochs} epochs, {data.description}, {device.type}')
+    print(f'{"spatial filters":<16}{"accuracy":>10}{"learnable":>12}{"total":>12}{"stored":>12}{"seconds":>9}{"on disk":>11}')
+    for result in results:
+        counts = result.parameters
+        print(
+            f'{result.name:<16}{result.accuracy:>9.2f}%{counts.learnable:>12,}{counts.total:>12,}{counts.stored:>12,}'
+            f'{result.seconds:>9.1f}{result.size / 1e6:>8.2f} MB'
+        )
+    _reload_and_fold(results[0], data, args, device)
+
+
+class _Data(NamedTuple):
+    train: DataLoader
+    held_out: DataLoader
+    num_classes: int
+    description: str
+
+
+def _loaders(args: argparse.Namespace, device: torch.device) -> _Data:
+    """Return timm's loaders for the digits, or for the splits `train` and `validation` of an ImageFolder tree."""
+    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(args.model).to_dict(), verbose=False)
+    if args.data_dir is None:
+        train, held_out = (Digits(train=train, size=config['input_size'][-1]) for train in (True, False))
+        num_classes, batch_size, workers, augmentation = 10, 64, 0, DIGITS_AUGMENTATION
+        description = f'{len(train)} handwritten digits, {len(held_out)} held out'
+    else:
+        train, held_out = (_folder(args.data_dir, split) for split in ('train', 'validation'))
+        num_classes, batch_size, augmentation = len(train.reader.class_to_idx), 256, FOLDER_AUGMENTATION
+        workers = min(4, os.cpu_count() or 1)
+        description = f'{len(train)} images of {num_classes} classes, {len(held_out)} held out'
+        if num_classes < 2 or train.reader.class_to_idx != held_out.reader.class_to_idx:
+            raise ValueError(f'`--data-dir` {args.data_dir}: train/ and validation/ must hold the same two or more classes')
+    common = {
+        'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'], 'num_workers': workers,
+        'interpolation': config['interpolation'], 'device': device, 'use_prefetcher': False,
+    }  # fmt: skip
+    return _Data(
+        create_loader(train, batch_size=batch_size, is_training=True, **augmentation, **common),
+        create_loader(held_out, batch_size=256, crop_pct=1.0, **common),
+        num_classes,
+        description,
+    )
+
+
+def _folder(root: Path, split: str) -> Any:
+    if not (root / split).is_dir():
+        raise ValueError(f'`--data-dir` {root} has no folder {split}/ (an ImageFolder tree has train/CLASS/*.jpg and validation/CLASS/*.jpg)')
+    try:
+        return create_dataset('', root=str(root / split), split=split)
+    except RuntimeError as error:
+        raise ValueError(f'`--data-dir` {root / split}: {error}') from None
+
+
+def _train(
+    label: str, model_kwargs: dict[str, Any], data: _Data, args: argparse.Namespace, device: torch.device
+) -> Result:
+    """Train one network and save it."""
+    torch.manual_seed(args.seed)
+    model = timm.create_model(args.model, num_classes=data.num_classes, **model_kwargs).to(device)
+    directory = args.output / label.split()[0]
+    directory.mkdir(parents=True, exist_ok=True)
+    optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=5e-4, momentum=0.9)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, num_epochs=args.epochs, warmup_epochs=1, warmup_lr=0.01, step_on_epochs=False,
+        updates_per_epoch=len(data.train),
+    )  # fmt: skip
+    task = ClassificationTask(model, nn.CrossEntropyLoss(), device=device, verbose=False)
+    saver = CheckpointSaver(model, optimizer, checkpoint_dir=str(directory), recovery_dir=str(directory), max_history=1)
+    started = time.perf_counter()
+    with tqdm(total=args.epochs * len(data.train), desc=label, unit='step', mininterval=0.5, disable=None) as bar:
+        for epoch in range(args.epochs):
+            loss = _train_epoch(task, optimizer, scheduler, data.train, epoch, device, bar)
+            accuracy = evaluate(model, data.held_out, device)
+            bar.write(f'{label}: epoch {epoch + 1}/{args.epochs}, loss {loss:.4f}, held-out accuracy {accuracy:.2f}%')
+            saver.save_checkpoint(epoch, metric=accuracy)
+    seconds = time.perf_counter() - started
+    path = directory / 'model.safetensors'
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return Result(label, accuracy, count_parameters(model), seconds, path.stat().st_size, model, path)
+
+
+def _train_epoch(
+    task: ClassificationTask, optimizer: Any, scheduler: Any, loader: DataLoader, epoch: int, device: torch.device, bar: tqdm
+) -> float:
+    """Train for one epoch; return the mean loss."""
+    task.train()
+    losses = []
+    for step, (images, labels) in enumerate(loader, start=epoch * len(loader) + 1):
+        loss = task(images.to(device), labels.to(device))['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step_update(step)
+        losses.append(loss.detach())
+        bar.update()
+    return torch.stack(losses).mean().item()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits (N, classes) and labels (N,) of all images."""
+    model.eval()
+    batches = [(model(images.to(device)).cpu(), labels) for images, labels in loader]
+    return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> float:
+    """Return the accuracy in percent."""
+    logits, labels = predict(model, loader, device)
+    return (logits.argmax(1) == labels).double().mean().item() * 100
+
+
+def _reload_and_fold(result: Result, data: _Data, args: argparse.Namespace, device: torch.device) -> None:
+    """Show that the file alone, and the stock network folded from it, predict the same."""
+    reloaded = timm.create_model(args.model, num_classes=data.num_classes, checkpoint_path=str(result.path)).to(device)
+    logits, labels = predict(reloaded, data.held_out, device)
+    accuracy = (logits.argmax(1) == labels).double().mean().item() * 100
+    print(f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy:.2f}% (trained: {result.accuracy:.2f}%)')
+    stock = fold(reloaded)
+    folded, _ = predict(stock, data.held_out, device)
+    same = (folded.argmax(1) == logits.argmax(1)).double().mean().item() * 100
+    count = sum(p.numel() for p in stock.parameters())
+    print(
+        f'folded into a stock network of {count:,} parameters: {same:.2f}% of predictions the same, '
+        f'logits differ by at most {(folded - logits).abs().max().item():.1e}'
+    )
