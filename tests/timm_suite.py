@@ -1,9 +1,9 @@
 """Run timm's own tests/test_models.py, unmodified, on `lc_` networks and on the networks they are made from.
 
 The file comes from timm's source distribution of the installed version: pip downloads it, or TIMM_SDIST names a folder
-that holds it extracted. Tests of pretrained weights, which need the network, are left out. timm offers some tests by file
-of origin (`forward_intermediates`), which lc_ names lack, and spares some networks by name (`densenet*` and TorchScript),
-which lc_ names escape: the first are counted as not offered, failures among the second are noted.
+that holds it extracted. Tests of pretrained weights, which need the network, are left out. timm offers some tests by
+file of origin (`forward_intermediates`), which lc_ names lack: counted as not offered. It spares some networks a test
+by name (`densenet*` TorchScript), which lc_ names escape: failures there are noted.
 """
 
 import argparse
