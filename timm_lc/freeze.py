@@ -71,8 +71,10 @@ def check_gain(gain: float) -> float:
 
 
 def ignore_in_ddp(model: nn.Module) -> None:
-    """Spare DistributedDataParallel the broadcast of filters, which every rank draws for itself."""
-    frozen = ((name, module) for name, module in model.named_modules(remove_duplicate=False) if is_frozen(module))
+    """Spare DistributedDataParallel the broadcast of the filters that every rank draws for itself; kept ones need it."""
     model._ddp_params_and_buffers_to_ignore = [
-        f'{name}.{tensor}'.lstrip('.') for name, module in frozen for tensor, _ in module.named_buffers()
+        f'{name}.{tensor}'.lstrip('.')
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_frozen(module) and not module.filter_record.is_kept
+        for tensor, _ in module.named_buffers()
     ]
