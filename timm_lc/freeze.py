@@ -71,7 +71,7 @@ def check_gain(gain: float) -> float:
 
 
 def ignore_in_ddp(model: nn.Module) -> None:
-    """Spare DistributedDataParallel the broadcast of the filters that every rank draws for itself; kept ones need it."""
+    """Spare DistributedDataParallel the broadcast of filters that every rank draws for itself; kept ones need it."""
     model._ddp_params_and_buffers_to_ignore = [
         f'{name}.{tensor}'.lstrip('.')
         for name, module in model.named_modules(remove_duplicate=False)

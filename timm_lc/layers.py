@@ -232,7 +232,7 @@ def _adopt(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assig
 
 def _expand(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Write the recorded filters into `state_dict` as the learnable weight of `conv`."""
-    record, filters = _read(state_dict, prefix)
+    _, filters = _read(state_dict, prefix)
     del state_dict[prefix + _RECORD]
     state_dict.pop(prefix + 'shared.vector', None)
     filters = _stored(state_dict.get(prefix + 'weight')) if filters is None else filters
@@ -458,8 +458,9 @@ class LCConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C_in, H, W) with the effective weight."""
-        if not torch.jit.is_scripting():
-            if _refuse_unfilled in self.spatial._forward_pre_hooks.values():  # `spatial` itself is never called
+        # `spatial`, whose hook refuses, is never called; TorchScript skips this only if the conditions are nested
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if _refuse_unfilled in self.spatial._forward_pre_hooks.values():
                 _refuse_unfilled(self.spatial, x)
         weight = self.effective_weight()
         if self.pads_same:
