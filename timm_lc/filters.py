@@ -108,11 +108,14 @@ class FilterRecord:
     def unit_values(self) -> np.ndarray:
         """Return the filters before scaling, flat: float32 (numel,) in (-1, 1)."""
         drawn = min(self.numel, self.period or self.numel)
-        return np.resize(random_values(self.seed, self.stream, drawn), self.numel)
+        values = random_values(self.seed, self.stream, drawn)
+        return values if drawn == self.numel else np.resize(values, self.numel)
 
     def filters(self) -> np.ndarray:
         """Return the filters, float32 (C_out, C_in/groups, k_h, k_w)."""
-        return (self.unit_values() * np.float32(self.scale)).reshape(self.shape)
+        values = self.unit_values()
+        values *= np.float32(self.scale)
+        return values.reshape(self.shape)
 
     def encode(self, filters: np.ndarray | None) -> np.ndarray:
         """Return the record as bits, bool (RECORD_BITS,), with the fingerprint of `filters` (0 for kept ones)."""
@@ -138,7 +141,9 @@ class FilterRecord:
             raise ValueError('damaged filter record: its checksum does not match')
         version, filter_set, reserved, seed, stream, period, *shape, gain, crc = _LAYOUT.unpack(body)
         if version != VERSION or reserved or filter_set not in (KEPT, UNIFORM):
-            raise ValueError(f'filter record of unknown version {version} (this release reads {VERSION}): upgrade timm_lc')
+            raise ValueError(
+                f'filter record of unknown version {version} (this release reads {VERSION}): upgrade timm_lc'
+            )
         return cls(tuple(shape), seed, stream, period, gain, filter_set), crc
 
 
