@@ -57,7 +57,7 @@ def main(argv=None):
     parser.add_argument('--peak', nargs=2, metavar=('NETWORK', 'SHAPE'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.peak:
-        print(peak_memory(NETWORKS[args.peak[0]], json.loads(args.peak[1])))
+        print(peak_memory(args.peak[0], json.loads(args.peak[1])))
         return 0
     report = measure(args)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def measure(args):
 
 def measure_group(names, shape, rounds, slow_rounds):
     """Time interleaved steps of some networks on one input shape, then the peak memory of each."""
-    steps = {name: make_step(NETWORKS[name](), shape) for name in names}
+    steps = {name: make_step(name, shape) for name in names}
     times = {name: [] for name in names}
     for index in range(-1, rounds):  # the first is a warm-up
         for name, step in steps.items():
@@ -107,26 +107,27 @@ def measure_group(names, shape, rounds, slow_rounds):
     return [{'network': n, 'shape': shape, **spread(times[n]), 'peak': peak_in_child(n, shape)} for n in names]
 
 
-def make_step(model, shape):
-    """Return a function that does one forward, one backward and one SGD step on an input (N, 3, H, W)."""
-    model.train()
+def make_step(name, shape):
+    """Return a function that does a forward and backward pass on (N, 3, H, W), and for ResNet-50 a step of SGD."""
+    model = NETWORKS[name]().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     x, target = torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)
 
     def step():
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), target).backward()
-        optimizer.step()
+        if 'ResNet-50' in name:
+            optimizer.step()
 
     return step
 
 
-def peak_memory(build, shape):
+def peak_memory(name, shape):
     """Return the bytes by which the resident set of this process peaks over its present size during two steps."""
     nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # thread pools and kernels are no part of a network
     Path('/proc/self/clear_refs').write_text('5')
     before = resident('VmRSS')
-    step = make_step(build(), shape)
+    step = make_step(name, shape)
     step(), step()
     return resident('VmHWM') - before
 
@@ -201,8 +202,8 @@ def as_markdown(report):
         '',
     ]
     lines += [
-        'A step is forward, backward and SGD with momentum. Times are of interleaved runs in one process; peak memory',
-        'is over that of the process before it builds the network. One and two convolutions are',
+        'A step is forward and backward, for ResNet-50 also SGD with momentum. Times are of interleaved runs in one process;',
+        'peak memory is over that of the process before it builds the network. One and two convolutions are',
         'LCResNet-20-16x128, frozen.',
         '',
         '| network | batch | median | fastest to slowest | peak memory |',
