@@ -169,6 +169,17 @@ def test_loading_adopts_the_seed_of_the_checkpoint(build, stock, images):
     assert all(torch.equal(t, twin.state_dict()[name]) for name, t in model.state_dict().items())
 
 
+@seeded_variants
+def test_an_adopted_record_lasts(build, stock, images):
+    model = build(stock(), 7)
+    twin = load(build(stock(), 0), model.state_dict())
+    for module in twin.modules():
+        if hasattr(module, 'init_non_persistent_buffers'):
+            module.init_non_persistent_buffers()
+    assert torch.equal(outputs(twin, images), outputs(model, images))
+    assert all(torch.equal(t, twin.state_dict()[name]) for name, t in model.state_dict().items())
+
+
 ALIKE = ['frozen', 'shared', 'recycled', 'gain', 'kept']  # of one architecture
 
 
