@@ -17,7 +17,7 @@ from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, count_parameters, freeze_spatial, share_weights
 from timm_lc.freeze import seed_spatial
-from timm_lc.layers import SharedFilters
+from timm_lc.frozen import SharedFilters
 
 VARIANTS = {
     'frozen': freeze_spatial,

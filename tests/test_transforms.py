@@ -14,7 +14,7 @@ from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, count_parameters, fold, freeze_spatial, share_weights
 from timm_lc.freeze import seed_spatial
-from timm_lc.layers import SharedFilters
+from timm_lc.frozen import SharedFilters
 
 # plain and strided; grouped and normalised by groups; depthwise; depthwise, even kernels, biases; standardised weights
 NETS = ['test_resnet', 'test_byobnet', 'test_efficientnet', 'test_convnext', 'test_nfnet']

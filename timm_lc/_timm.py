@@ -3,7 +3,7 @@
 from timm.models._features import feature_take_indices as feature_take_indices
 from torch import nn
 
-__all__ = ['describe_as', 'feature_take_indices']
+__all__ = ['describe_as', 'feature_take_indices', 'forget_arguments']
 
 
 def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:
@@ -12,3 +12,9 @@ def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str
     model.default_cfg = model.pretrained_cfg
     if hasattr(model, '_traits'):  # timm 1.0.30 on
         model._traits = {**model._traits, 'first_conv': first_conv}
+
+
+def forget_arguments(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Remove, in place, keyword arguments from those that timm saves to build `model` again."""
+    if hasattr(model, '_model_args'):  # timm 1.0.30 on
+        model._model_args = {key: value for key, value in model._model_args.items() if key not in names}

@@ -83,33 +83,45 @@ def _model_kwargs(text: str) -> tuple[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='timm-lc', description='Networks that never learn their spatial filters, in timm.')
+    parser = argparse.ArgumentParser(
+        prog='timm-lc', description='Networks that never learn their spatial filters, in timm.'
+    )
     commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
 
     def add(name: str, handler: object, text: str, example: str) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=text, description=text, epilog=f'example:\n  {example}', formatter_class=formatter)
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=f'example:\n  {example}', formatter_class=formatter
+        )
         command.set_defaults(handler=handler, subparser=command)
         return command
 
     listing = add('list', _list, 'list the lc_ models', "timm-lc list 'lc_resnet20_*'")
     listing.add_argument('filter', nargs='?', default='lc_*', help='part of a name, or a pattern that begins with lc_')
 
-    info = add('info', _info, 'show layers and costs of a model', 'timm-lc info lc_resnet50 --model-kwargs share_weights=True')
+    info = add(
+        'info', _info, 'show layers and costs of a model', 'timm-lc info lc_resnet50 --model-kwargs share_weights=True'
+    )
     info.add_argument('model', help='a registered name')
     info.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
 
     demo = add('demo', _demo, 'train a frozen-random network beside its learnable twin', 'timm-lc demo --epochs 10')
     demo.add_argument('--model', default='lc_resnet20_16x8', help='an lc_ model (default: %(default)s)')
     demo.add_argument('--epochs', type=int, default=15, help='epochs of training (default: %(default)s)')
-    demo.add_argument('--seed', type=int, default=0, help='training seed; the filters have their own (default: %(default)s)')
-    demo.add_argument('--data-dir', type=Path, help='ImageFolder tree with train/ and validation/ (default: handwritten digits)')
-    demo.add_argument('--output', type=Path, default=Path('output/demo'), help='folder for checkpoints (default: %(default)s)')
+    demo.add_argument(
+        '--seed', type=int, default=0, help='training seed; the filters have their own (default: %(default)s)'
+    )
+    demo.add_argument(
+        '--data-dir', type=Path, help='ImageFolder tree with train/ and validation/ (default: handwritten digits)'
+    )
+    demo.add_argument(
+        '--output', type=Path, default=Path('output/demo'), help='folder for checkpoints (default: %(default)s)'
+    )
     return parser
 
 
 class _Kwargs(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:  # noqa: ANN001
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), **dict(values)})
 
 

@@ -4,7 +4,8 @@ from torch import nn
 
 from .filters import check_seed
 from .freeze import check_gain, ignore_in_ddp, name_record
-from .layers import LCConv2d, check_expansion, is_shared
+from .frozen import is_shared
+from .layers import LCConv2d, check_expansion
 from .spatial import FilterFn, matched_convolutions
 
 __all__ = ['add_linear_combinations', 'replace_modules']
@@ -42,7 +43,9 @@ def add_linear_combinations(
         holder = model.get_submodule(parent)
         if isinstance(holder, LCConv2d):
             if holder.expansion != expansion:
-                raise ValueError(f'`expansion` is {expansion}, but layer `{parent}` has LC-Blocks of {holder.expansion} already')
+                raise ValueError(
+                    f'`expansion` is {expansion}, but layer `{parent}` has LC-Blocks of {holder.expansion} already'
+                )
             continue
         if not name:
             raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')

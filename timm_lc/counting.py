@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .layers import is_frozen
+from .frozen import is_frozen
 from .spatial import is_pointwise
 
 __all__ = ['ParameterCount', 'count_parameters']

@@ -51,7 +51,9 @@ class Digits(Dataset):
         order = np.random.default_rng(0).permutation(len(digits.target))  # neighbours are of one writer
         part = order[HELD_OUT:] if train else order[:HELD_OUT]
         pixels = (digits.images[part] * (255 / 16)).astype(np.uint8)
-        self.images = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC).convert('RGB') for image in pixels]
+        self.images = [
+            Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC).convert('RGB') for image in pixels
+        ]
         self.labels = [int(label) for label in digits.target[part]]
         self.transform: Any = None
 
@@ -88,7 +90,9 @@ def run(args: argparse.Namespace) -> None:
     twins = (('frozen random', {}), ('learnable', {'freeze_spatial': False}))
     results = [_train(label, kwargs, data, args, device) for label, kwargs in twins]
     print(f'\n{args.model}, {args.epochs} epochs, {data.description}, {device.type}')
-    print(f'{"spatial filters":<16}{"accuracy":>10}{"learnable":>12}{"total":>12}{"stored":>12}{"seconds":>9}{"on disk":>11}')
+    print(
+        f'{"spatial filters":<16}{"accuracy":>10}{"learnable":>12}{"total":>12}{"stored":>12}{"seconds":>9}{"on disk":>11}'
+    )
     for result in results:
         counts = result.parameters
         print(
@@ -114,11 +118,14 @@ def _loaders(args: argparse.Namespace, device: torch.device) -> _Data:
         description = f'{len(train)} handwritten digits, {len(held_out)} held out'
     else:
         train, held_out = (_folder(args.data_dir, split) for split in ('train', 'validation'))
-        num_classes, batch_size, augmentation = len(train.reader.class_to_idx), 256, FOLDER_AUGMENTATION
+        num_classes, augmentation = len(train.reader.class_to_idx), FOLDER_AUGMENTATION
+        batch_size = max(2, min(256, len(train) // 8))
         workers = min(4, os.cpu_count() or 1)
         description = f'{len(train)} images of {num_classes} classes, {len(held_out)} held out'
         if num_classes < 2 or train.reader.class_to_idx != held_out.reader.class_to_idx:
-            raise ValueError(f'`--data-dir` {args.data_dir}: train/ and validation/ must hold the same two or more classes')
+            raise ValueError(
+                f'`--data-dir` {args.data_dir}: train/ and validation/ must hold the same two or more classes'
+            )
     common = {
         'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'], 'num_workers': workers,
         'interpolation': config['interpolation'], 'device': device, 'use_prefetcher': False,
@@ -133,7 +140,9 @@ def _loaders(args: argparse.Namespace, device: torch.device) -> _Data:
 
 def _folder(root: Path, split: str) -> Any:
     if not (root / split).is_dir():
-        raise ValueError(f'`--data-dir` {root} has no folder {split}/ (an ImageFolder tree has train/CLASS/*.jpg and validation/CLASS/*.jpg)')
+        raise ValueError(
+            f'`--data-dir` {root} has no folder {split}/ (an ImageFolder tree has train/CLASS/*.jpg and validation/CLASS/*.jpg)'
+        )
     try:
         return create_dataset('', root=str(root / split), split=split)
     except RuntimeError as error:
@@ -169,7 +178,13 @@ def _train(
 
 
 def _train_epoch(
-    task: ClassificationTask, optimizer: Any, scheduler: Any, loader: DataLoader, epoch: int, device: torch.device, bar: tqdm
+    task: ClassificationTask,
+    optimizer: Any,
+    scheduler: Any,
+    loader: DataLoader,
+    epoch: int,
+    device: torch.device,
+    bar: tqdm,
 ) -> float:
     """Train for one epoch; return the mean loss."""
     task.train()
@@ -204,7 +219,9 @@ def _reload_and_fold(result: Result, data: _Data, args: argparse.Namespace, devi
     reloaded = timm.create_model(args.model, num_classes=data.num_classes, checkpoint_path=str(result.path)).to(device)
     logits, labels = predict(reloaded, data.held_out, device)
     accuracy = (logits.argmax(1) == labels).double().mean().item() * 100
-    print(f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy:.2f}% (trained: {result.accuracy:.2f}%)')
+    print(
+        f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy:.2f}% (trained: {result.accuracy:.2f}%)'
+    )
     stock = fold(reloaded)
     folded, _ = predict(stock, data.held_out, device)
     same = (folded.argmax(1) == logits.argmax(1)).double().mean().item() * 100

@@ -5,11 +5,15 @@ import copy
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from ._timm import describe_as
+from ._timm import describe_as, forget_arguments
 from .convert import replace_modules
-from .layers import LCConv2d, is_frozen, thaw_convolution, unseed_convolution
+from .frozen import is_frozen, thaw_convolution, unseed_convolution
+from .layers import LCConv2d
 
-__all__ = ['fold']
+__all__ = ['LC_ARGUMENTS', 'fold']
+
+# Keyword arguments that `lc_` models have and stock ones lack
+LC_ARGUMENTS = ('freeze_spatial', 'share_weights', 'recycle', 'shared_length', 'expansion', 'seed', 'gain')
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -38,4 +42,5 @@ def fold(model: nn.Module) -> nn.Module:
     if base != architecture and is_model(base):
         stock = get_pretrained_cfg(base)
         describe_as(folded, base, stock.first_conv if stock else None)
+        forget_arguments(folded, LC_ARGUMENTS)
     return folded

@@ -3,7 +3,7 @@
 from torch import nn
 
 from .filters import KEPT, FilterRecord, check_seed, layer_stream
-from .layers import filter_shape, freeze_convolution, is_frozen, is_shared, seed_convolution
+from .frozen import filter_shape, freeze_convolution, is_frozen, is_shared, seed_convolution
 from .spatial import FilterFn, matched_convolutions
 
 __all__ = ['freeze_spatial', 'seed_spatial']
@@ -39,7 +39,9 @@ def freeze_spatial(
     for name, conv in matched:
         if is_shared(conv) and seed not in (None, conv.filter_record.seed):
             present = conv.filter_record.seed
-            raise ValueError(f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights')
+            raise ValueError(
+                f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights'
+            )
     for name, conv in matched:
         if is_shared(conv):
             continue

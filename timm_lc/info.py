@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .counting import ParameterCount, count_parameters
-from .layers import LCConv2d, is_frozen
+from .frozen import is_frozen
+from .layers import LCConv2d
 from .spatial import is_pointwise, is_spatial
 
 __all__ = ['LayerInfo', 'ModelInfo', 'describe']

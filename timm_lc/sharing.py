@@ -6,7 +6,7 @@ from torch import nn
 
 from .filters import FilterRecord, check_seed
 from .freeze import check_gain, ignore_in_ddp
-from .layers import SharedFilters, filter_shape, share_convolution
+from .frozen import SharedFilters, filter_shape, share_convolution
 from .spatial import FilterFn, matched_convolutions
 
 __all__ = ['share_weights']
@@ -62,5 +62,3 @@ def _period(longest: FilterRecord, recycle: int, shared_length: int | None) -> i
     unit = whole_filter if wanted >= whole_filter else kernel
     period = math.ceil(wanted / unit) * unit
     return period if period < longest.numel else 0
-
-

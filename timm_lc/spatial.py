@@ -35,7 +35,9 @@ def spatial_convolutions(model: nn.Module, filter_fn: FilterFn | None = None) ->
         if _HEAD in name.split('.') or (filter_fn is not None and not filter_fn(module, name)):
             continue
         if isinstance(module, CondConv2d) and max(module.kernel_size) > 1:
-            raise ValueError(f'layer `{name}` is a CondConv2d, whose mixed filters cannot be frozen; leave it out by `filter_fn`')
+            raise ValueError(
+                f'layer `{name}` is a CondConv2d, whose mixed filters cannot be frozen; leave it out by `filter_fn`'
+            )
         if is_spatial(module):
             yield name, module
 
@@ -48,6 +50,8 @@ def matched_convolutions(model: nn.Module, filter_fn: FilterFn | None) -> list[t
     """
     matched = list(spatial_convolutions(model, filter_fn))
     if not matched:
-        reason = 'has no spatial convolution' if filter_fn is None else 'has no spatial convolution that `filter_fn` accepts'
+        reason = (
+            'has no spatial convolution' if filter_fn is None else 'has no spatial convolution that `filter_fn` accepts'
+        )
         raise ValueError(f'{type(model).__name__} {reason}')
     return matched

@@ -10,8 +10,9 @@ from torch import nn
 
 from .._timm import describe_as
 from ..convert import add_linear_combinations
+from ..folding import LC_ARGUMENTS
 from ..freeze import freeze_spatial, seed_spatial
-from ..layers import freeze_convolution, is_frozen, is_shared, share_convolution
+from ..frozen import freeze_convolution, is_frozen, is_shared, share_convolution
 from ..sharing import share_weights
 
 __all__ = ['LCOptions', 'build', 'register']
@@ -46,7 +47,9 @@ class LCOptions:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f'`{name}` must be True or False, got {getattr(self, name)!r}')
         if self.share_weights and not self.freeze_spatial:
-            raise ValueError('`share_weights=True` needs `freeze_spatial=True`: shared filters are random and never learn')
+            raise ValueError(
+                '`share_weights=True` needs `freeze_spatial=True`: shared filters are random and never learn'
+            )
         if not self.share_weights and (self.recycle != 1 or self.shared_length is not None):
             raise ValueError('`recycle` and `shared_length` need `share_weights=True`')
 
@@ -62,9 +65,6 @@ class LCOptions:
         if self.share_weights:
             share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
         return model
-
-
-_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LCOptions))
 
 
 def build(
@@ -87,7 +87,7 @@ def build(
         pretrained: As in `timm.create_model`, like `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir`.
         kwargs: The fields of `LCOptions`, and the stock network's own arguments.
     """
-    options = LCOptions(**{key: kwargs.pop(key) for key in _OPTION_NAMES if key in kwargs})
+    options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
     model = options.apply(create_base(pretrained_cfg=cfg, **kwargs))
@@ -137,7 +137,7 @@ def _take_over(wrapped: nn.Module, model: nn.Module) -> None:
     """Give a feature wrapper, in place, all filters and weights of the whole network, whatever the wrapper calls its layers."""
 
     def plain(name: str) -> str:
-        return name.removeprefix('model.').replace('_', '.')
+        return name.removeprefix('model.').removeprefix('graph_module.').replace('_', '.')
 
     modules = {plain(name): module for name, module in model.named_modules()}
     for name, conv in wrapped.named_modules():

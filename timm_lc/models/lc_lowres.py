@@ -62,7 +62,15 @@ def _register_all() -> None:
         create = functools.partial(_create_resnet, base, defaults)
         register(globals(), f'lc_lowres_{name}', create, cfg, ('conv1',), {}, doc.format(name))
     mobilenet = dataclasses.replace(cfg, classifier='classifier')
-    register(globals(), 'lc_lowres_mobilenetv2_100', _create_mobilenetv2, mobilenet, ('conv_stem',), {}, doc.format('mobilenetv2_100'))
+    register(
+        globals(),
+        'lc_lowres_mobilenetv2_100',
+        _create_mobilenetv2,
+        mobilenet,
+        ('conv_stem',),
+        {},
+        doc.format('mobilenetv2_100'),
+    )
     create = functools.partial(create_cifar_resnet, 'lc_lowres_resnet20', {})
     register(globals(), 'lc_lowres_resnet20', create, CIFAR_CFG, ('conv1',), {}, doc.format('resnet20'))
 

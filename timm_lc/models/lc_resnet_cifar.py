@@ -98,7 +98,9 @@ class CifarResNet(nn.Module):
             out_channels, layer = width << stage, nn.Sequential()
             for index in range(blocks):
                 stride = 2 if stage and not index else 1
-                layer.append(BasicBlock(channels, out_channels, stride, kernel_size, rates[stage * blocks + index], **factory))
+                layer.append(
+                    BasicBlock(channels, out_channels, stride, kernel_size, rates[stage * blocks + index], **factory)
+                )
                 channels = out_channels
             self.add_module(f'layer{stage + 1}', layer)
             self.feature_info.append({'num_chs': channels, 'reduction': 1 << stage, 'module': f'layer{stage + 1}'})
@@ -186,7 +188,9 @@ def _check_geometry(depth: int, width: int, kernel_size: int) -> None:
     if not isinstance(width, int) or width < 1:
         raise ValueError(f'`width` must be a positive integer, got {width!r}')
     if not isinstance(kernel_size, int) or kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f'`kernel_size` must be an odd integer from 3 on, so that padding keeps the size, got {kernel_size!r}')
+        raise ValueError(
+            f'`kernel_size` must be an odd integer from 3 on, so that padding keeps the size, got {kernel_size!r}'
+        )
 
 
 def create_cifar_resnet(name: str, defaults: dict[str, Any], **kwargs: Any) -> Any:
@@ -196,7 +200,9 @@ def create_cifar_resnet(name: str, defaults: dict[str, Any], **kwargs: Any) -> A
 
 
 def _register_all() -> None:
-    doc = 'LCResNet with `depth`, `width`, `kernel_size`, and `expansion` (None: plain); also `timm_lc.models.LCOptions`.'
+    doc = (
+        'LCResNet with `depth`, `width`, `kernel_size`, and `expansion` (None: plain); also `timm_lc.models.LCOptions`.'
+    )
     create = functools.partial(create_cifar_resnet, 'lc_resnet_cifar', {})
     register(globals(), 'lc_resnet_cifar', create, CIFAR_CFG, ('conv1',), {}, doc)
     for depth in DEPTHS:

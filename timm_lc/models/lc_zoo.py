@@ -23,7 +23,14 @@ MODULES = (
 def stock_cfg(base: str) -> PretrainedCfg:
     """Return the data configuration of a timm architecture without any source of weights."""
     cfg = get_pretrained_cfg(base) or PretrainedCfg()
-    sources = {'url': None, 'file': None, 'state_dict': None, 'hf_hub_id': None, 'hf_hub_filename': None, 'source': None}
+    sources = {
+        'url': None,
+        'file': None,
+        'state_dict': None,
+        'hf_hub_id': None,
+        'hf_hub_filename': None,
+        'source': None,
+    }
     about = {'license': None, 'description': None, 'origin_url': None, 'notes': None, 'label_offset': None}
     known = {field.name for field in dataclasses.fields(PretrainedCfg)}
     cleared = {**sources, **about, 'architecture': None, 'tag': None, 'custom_load': False, 'first_conv': ()}
@@ -45,7 +52,9 @@ def _register_all() -> None:
     for module in MODULES:
         for base in list_models(module=module):
             doc = f"timm's `{base}` with frozen random spatial filters; keyword arguments: `timm_lc.models.LCOptions`."
-            register(globals(), f'lc_{base}', functools.partial(_create, base), stock_cfg(base), stem_names(base), {}, doc)
+            register(
+                globals(), f'lc_{base}', functools.partial(_create, base), stock_cfg(base), stem_names(base), {}, doc
+            )
 
 
 _register_all()
