@@ -57,7 +57,7 @@ def test_symbolic_trace(model, image):
 
 
 def test_feature_extractor_of_torchvision(model, image):
-    leaves = [module for module in timm.models.get_notrace_modules()]
+    leaves = list(timm.models.get_notrace_modules())
     layer = 'layer2' if hasattr(model, 'layer2') else 'blocks.2'
     options = {'tracer_kwargs': {'leaf_modules': leaves}}
     extracted = create_feature_extractor(model, [layer], **options)(image)[layer]

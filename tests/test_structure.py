@@ -9,8 +9,8 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout, top to bottom: a file imports only from those above it
 ORDER = [
     '_timm', 'filters', 'spatial', 'frozen', 'layers', 'freeze', 'sharing', 'convert', 'folding', 'counting',
-    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models', 'info', 'demo', 'cli', '__main__',
-    '__init__',
+    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models', 'info', 'demo', 'cli',
+    '__main__', '__init__',
 ]  # fmt: skip
 
 
@@ -23,8 +23,11 @@ def modules():
 
 def imported(name, node):
     """Return the package's own modules that an import statement of module `name` reaches."""
-    if not (isinstance(node, ast.ImportFrom) and node.level):
+    if not isinstance(node, ast.ImportFrom):
         return []
+    if not node.level:
+        root, _, module = (node.module or '').partition('.')
+        return [module] if root == 'timm_lc' and module else []
     package = ['models'] if name == 'models' else name.split('.')[:-1]
     base = package[: len(package) - node.level + 1] + (node.module.split('.') if node.module else [])
     return ['.'.join(base)] if node.module else ['.'.join([*base, alias.name]) for alias in node.names]

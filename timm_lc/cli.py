@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ['main']
 
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Kwargs(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: object, namespace: object, values: Any, option_string: object = None) -> None:
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), **dict(values)})
 
 

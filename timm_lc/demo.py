@@ -35,7 +35,7 @@ FOLDER_AUGMENTATION = {'hflip': 0.5, 'color_jitter': 0.0, 'scale': (0.6, 1.0), '
 
 
 class Digits(Dataset):
-    """scikit-learn's 1,797 handwritten digits (8x8, Alpaydin and Kaynak, 1998) as RGB images, a fixed random 450 held out.
+    """scikit-learn's 1,797 handwritten digits (8x8, Alpaydin and Kaynak, 1998) as RGB images, 450 of them held out.
 
     Args:
         train: Whether to give the 1,347 for training or the held-out 450.
@@ -87,12 +87,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'`--epochs` must be a positive integer, got {args.epochs}')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     data = _loaders(args, device)
-    twins = (('frozen random', {}), ('learnable', {'freeze_spatial': False}))
-    results = [_train(label, kwargs, data, args, device) for label, kwargs in twins]
+    results = [_train(label, label != 'learnable', data, args, device) for label in ('frozen random', 'learnable')]
     print(f'\n{args.model}, {args.epochs} epochs, {data.description}, {device.type}')
-    print(
-        f'{"spatial filters":<16}{"accuracy":>10}{"learnable":>12}{"total":>12}{"stored":>12}{"seconds":>9}{"on disk":>11}'
-    )
+    columns = ('accuracy', 'learnable', 'total', 'stored', 'seconds', 'on disk')
+    widths = (10, 12, 12, 12, 9, 11)
+    print(f'{"filters":<16}' + ''.join(f'{column:>{width}}' for column, width in zip(columns, widths, strict=True)))
     for result in results:
         counts = result.parameters
         print(
@@ -141,7 +140,8 @@ def _loaders(args: argparse.Namespace, device: torch.device) -> _Data:
 def _folder(root: Path, split: str) -> Any:
     if not (root / split).is_dir():
         raise ValueError(
-            f'`--data-dir` {root} has no folder {split}/ (an ImageFolder tree has train/CLASS/*.jpg and validation/CLASS/*.jpg)'
+            f'`--data-dir` {root} has no folder {split}/: an ImageFolder tree has train/CLASS/*.jpg '
+            'and validation/CLASS/*.jpg'
         )
     try:
         return create_dataset('', root=str(root / split), split=split)
@@ -149,12 +149,10 @@ def _folder(root: Path, split: str) -> Any:
         raise ValueError(f'`--data-dir` {root / split}: {error}') from None
 
 
-def _train(
-    label: str, model_kwargs: dict[str, Any], data: _Data, args: argparse.Namespace, device: torch.device
-) -> Result:
+def _train(label: str, freeze_spatial: bool, data: _Data, args: argparse.Namespace, device: torch.device) -> Result:
     """Train one network and save it."""
     torch.manual_seed(args.seed)
-    model = timm.create_model(args.model, num_classes=data.num_classes, **model_kwargs).to(device)
+    model = timm.create_model(args.model, num_classes=data.num_classes, freeze_spatial=freeze_spatial).to(device)
     directory = args.output / label.split()[0]
     directory.mkdir(parents=True, exist_ok=True)
     optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=5e-4, momentum=0.9)
@@ -220,7 +218,8 @@ def _reload_and_fold(result: Result, data: _Data, args: argparse.Namespace, devi
     logits, labels = predict(reloaded, data.held_out, device)
     accuracy = (logits.argmax(1) == labels).double().mean().item() * 100
     print(
-        f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy:.2f}% (trained: {result.accuracy:.2f}%)'
+        f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy:.2f}% '
+        f'(trained: {result.accuracy:.2f}%)'
     )
     stock = fold(reloaded)
     folded, _ = predict(stock, data.held_out, device)

@@ -1,7 +1,7 @@
 """Random filters as a function of (seed, stream), and the record that names them.
 
-Values come from Philox4x64-10 (Salmon et al., 2011), whose 64-bit words numpy guarantees, turned into float32 by integer
-arithmetic alone: the same bits on every machine, thread count and library version. Scale: appendix D, equation 8.
+Values come from Philox4x64-10 (Salmon et al., 2011), whose 64-bit words numpy guarantees, turned into float32 by
+integer arithmetic alone: the same bits on every machine, thread count and library version. Their scale is appendix D's.
 """
 
 import math

@@ -19,8 +19,8 @@ LC_ARGUMENTS = ('freeze_spatial', 'share_weights', 'recycle', 'shared_length', '
 def fold(model: nn.Module) -> nn.Module:
     """Return the same function as a plain network: LC-Blocks merged, frozen filters ordinary weights.
 
-    The argument is untouched. An `lc_<timm name>` network becomes that timm architecture, which loads where this package is
-    not installed. A network with nothing to fold is copied.
+    The argument is untouched. An `lc_<timm name>` network becomes that architecture, which loads where this package
+    is not installed. A network with nothing to fold is copied.
 
     Example:
         >>> import timm, timm_lc

@@ -14,8 +14,8 @@ def freeze_spatial(
 ) -> nn.Module:
     """Replace, in place, the filters of the spatial convolutions by random ones that never learn; return `model`.
 
-    Biases, norms, pointwise and linear layers go on learning. The filters leave `parameters()` and the state dict, which
-    holds a record of their seed instead. Layers that share their filters stay as they are.
+    Biases, norms, pointwise and linear layers go on learning. The filters leave `parameters()` and the state dict,
+    which holds a record of their seed instead. Layers that share their filters stay as they are.
 
     Args:
         model: Any network with `nn.Conv2d` layers.

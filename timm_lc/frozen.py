@@ -1,7 +1,7 @@
 """Frozen and shared convolutions: filters that are buffers, and the record that a checkpoint holds (section 4.3).
 
-A frozen convolution keeps its class and forward: its `weight` becomes a buffer that is absent from the state dict, beside a
-`record` of bits that is present. A shared one takes its `weight` from the one `SharedFilters` module that all of them hold.
+A frozen convolution keeps its class and forward: its `weight` becomes a buffer absent from the state dict, beside a
+`record` of bits that is present. A shared one takes its `weight` from the `SharedFilters` that all of them hold.
 Loading adopts the record of the checkpoint and verifies the filters (`_load_filters`).
 """
 
@@ -47,7 +47,7 @@ def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:
 
 
 def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
-    """Set the learnable weight of `conv` to the filters of `record`, in place; it may then load frozen checkpoints too."""
+    """Set the learnable weight of `conv` to the filters of `record`, in place; it then loads frozen checkpoints too."""
     if not conv.weight.is_meta:
         _copy(conv.weight, record.filters())
     _add_load_hook(conv)
@@ -59,7 +59,7 @@ def unseed_convolution(conv: nn.Conv2d) -> None:
 
 
 def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
-    """Turn the weight of `conv` into a buffer with the filters of `record`, in place; a kept record keeps the weight."""
+    """Turn the weight of `conv` into a buffer of the filters of `record`, in place; a kept record keeps the weight."""
     like = conv.weight.detach()
     if is_shared(conv):
         _leave_shared(conv)
@@ -69,7 +69,7 @@ def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
 
 
 def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilters') -> None:
-    """Let `conv` slice its filters from `shared`, in place. Its class becomes a subclass of its own that reads them there."""
+    """Let `conv` slice its filters from `shared`, in place; its class becomes a subclass that reads them there."""
     like = conv.weight.detach()
     if is_shared(conv):
         _leave_shared(conv)
@@ -83,7 +83,7 @@ def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilt
 
 
 def thaw_convolution(conv: nn.Conv2d) -> None:
-    """Turn a frozen convolution back into an ordinary one of its own class, in place: its filters become a parameter."""
+    """Turn a frozen convolution back into an ordinary one of its class, in place: its filters become a parameter."""
     weight = conv.weight.detach()
     if is_shared(conv):
         _leave_shared(conv)
@@ -316,7 +316,7 @@ def repeat_to(vector: Tensor, length: int) -> Tensor:
 
 
 @functools.cache
-def _shared_class(base: type[nn.Conv2d]) -> type[nn.Conv2d]:
+def _shared_class(base: Any) -> Any:
     """Return the subclass of `base` that shares; instances pickle through `_new_shared`."""
     return register_notrace_module(type(f'Shared{base.__name__}', (_SharedWeight, base), {'__module__': __name__}))
 

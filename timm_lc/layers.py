@@ -36,7 +36,7 @@ def _combine(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
 
 
 def _combine_shared(pointwise: Tensor, vector: Tensor, scale: float, groups: int, shape: list[int]) -> Tensor:
-    """Return P W for filters (R, C_in/groups, k_h, k_w) sliced from `vector`; the product is scaled, not the filters."""
+    """Return P W for filters (R, C_in/groups, k_h, k_w) sliced from `vector`, scaling the product."""
     rows, fan = shape[0], shape[1] * shape[2] * shape[3]
     period, weights = vector.numel() // fan, pointwise.flatten(1)  # (C_out, R/groups)
     if groups == 1 and period < rows and period * fan == vector.numel():  # filters recur: sum their coefficients first
@@ -52,7 +52,7 @@ torch.fx.wrap('_combine_shared')
 
 @register_notrace_module
 class LCConv2d(nn.Module):
-    """LC-Block: a spatial convolution with E*C_out filters and a pointwise one to C_out, computed as one (definition 3.1).
+    """LC-Block: spatial convolution with E*C_out filters, then pointwise to C_out, computed as one (definition 3.1).
 
     P * (W * X) = (P W) * X, so each forward forms P W and convolves once: the E*C_out-channel activation never exists.
     The two convolutions are the children `spatial`, W, and `pointwise`, P; neither is called.
@@ -61,7 +61,7 @@ class LCConv2d(nn.Module):
         in_channels: C_in.
         out_channels: C_out.
         kernel_size: k or (k_h, k_w).
-        stride: As in `nn.Conv2d`, like `padding`, `dilation`, `groups`, `padding_mode`; groups hold for both convolutions.
+        stride: As in `nn.Conv2d`, like `padding`, `dilation`, `groups`, `padding_mode`; groups hold for both.
         bias: Whether the pointwise convolution has a bias.
         expansion: E, spatial filters for each output channel.
         freeze_spatial: Whether the filters keep their random values.
@@ -110,7 +110,7 @@ class LCConv2d(nn.Module):
     def from_convolution(
         cls, conv: nn.Conv2d, expansion: int, record: FilterRecord, *, freeze_spatial: bool
     ) -> 'LCConv2d':
-        """Return an LC-Block of the same geometry as `conv`, with filters drawn from the record's seed, stream and gain.
+        """Return an LC-Block of the same geometry as `conv`, with filters of the record's seed, stream and gain.
 
         Raises:
             ValueError: If the class of `conv` has no meaning as an LC-Block, as with standardised weights.
@@ -174,7 +174,7 @@ class LCConv2d(nn.Module):
 
 
 def _like(conv: nn.Conv2d, out_channels: int, *, bias: bool) -> nn.Conv2d:
-    """Return a convolution on the meta device of the geometry of `conv`: `Conv2dSame` if it is one, else `nn.Conv2d`."""
+    """Return a convolution on the meta device with the geometry of `conv`, `Conv2dSame` if it is one."""
     geometry: dict[str, Any] = {'stride': conv.stride, 'dilation': conv.dilation, 'groups': conv.groups, 'bias': bias}
     geometry |= {'device': 'meta', 'dtype': conv.weight.dtype}
     if isinstance(conv, Conv2dSame):

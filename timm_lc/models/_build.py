@@ -8,12 +8,12 @@ from typing import Any
 from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from .._timm import describe_as
-from ..convert import add_linear_combinations
-from ..folding import LC_ARGUMENTS
-from ..freeze import freeze_spatial, seed_spatial
-from ..frozen import freeze_convolution, is_frozen, is_shared, share_convolution
-from ..sharing import share_weights
+from timm_lc._timm import describe_as
+from timm_lc.convert import add_linear_combinations
+from timm_lc.folding import LC_ARGUMENTS
+from timm_lc.freeze import freeze_spatial, seed_spatial
+from timm_lc.frozen import freeze_convolution, is_frozen, is_shared, share_convolution
+from timm_lc.sharing import share_weights
 
 __all__ = ['LCOptions', 'build', 'register']
 
@@ -29,9 +29,10 @@ class LCOptions:
         share_weights: Whether all layers slice one random vector (section 4.3).
         recycle: r; the shared vector is r times shorter and repeats.
         shared_length: Length of the shared vector, in place of `recycle` (figure 10).
-        expansion: E turns each spatial convolution into an LC-Block; None leaves the architecture's pointwise layers to combine.
+        expansion: E turns each spatial convolution into an LC-Block; None leaves combining to the architecture.
         seed: Filter seed in [0, 2**32), independent of the training seed.
-        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1, or sqrt(6) (He) for a network without norms.
+        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
+            or sqrt(6) (He) for a network without norms.
     """
 
     freeze_spatial: bool = True
@@ -84,8 +85,11 @@ def build(
         name: Architecture to be written into configs.
         create_base: `create_base(pretrained_cfg=..., **kwargs)` returns the stock network.
         first_conv: The stock network's input convolutions.
-        pretrained: As in `timm.create_model`, like `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir`.
-        kwargs: The fields of `LCOptions`, and the stock network's own arguments.
+        pretrained: As in `timm.create_model`.
+        pretrained_cfg: As in `timm.create_model`.
+        pretrained_cfg_overlay: As in `timm.create_model`.
+        cache_dir: As in `timm.create_model`.
+        **kwargs: The fields of `LCOptions`, and the stock network's own arguments.
     """
     options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
@@ -111,7 +115,7 @@ def register(
     defaults: dict[str, Any],
     doc: str,
 ) -> None:
-    """Register the `lc_` model `name` with timm, as an entry point of the module with these globals; arguments win over `defaults`."""
+    """Register `name` with timm as an entry point of the module with these globals; arguments win over `defaults`."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build(name, create_base, first_conv, pretrained=pretrained, **{**defaults, **kwargs})
@@ -134,17 +138,19 @@ def _learnable_stem(model: nn.Module, first_conv: tuple[str, ...]) -> tuple[str,
 
 
 def _take_over(wrapped: nn.Module, model: nn.Module) -> None:
-    """Give a feature wrapper, in place, all filters and weights of the whole network, whatever the wrapper calls its layers."""
+    """Give a feature wrapper, in place, the filters and weights of the whole network, whatever it calls its layers."""
 
     def plain(name: str) -> str:
         return name.removeprefix('model.').removeprefix('graph_module.').replace('_', '.')
 
     modules = {plain(name): module for name, module in model.named_modules()}
     for name, conv in wrapped.named_modules():
-        source = modules.get(plain(name))
-        if is_frozen(conv) and is_shared(source):
+        if not is_frozen(conv):
+            continue
+        source: Any = modules[plain(name)]
+        if is_shared(source):
             share_convolution(conv, source.filter_record, source.shared)
-        elif is_frozen(conv):
+        else:
             freeze_convolution(conv, source.filter_record)
     state = {plain(name): tensor for name, tensor in model.state_dict().items()}
     if not any(tensor.is_meta for tensor in state.values()):

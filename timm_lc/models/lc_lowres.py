@@ -1,8 +1,8 @@
 """Figure 3's networks for 32x32 images, `lc_lowres_<name>`: timm's own, changed to keep their resolution longer.
 
-Against ImageNet's versions: ResNets and the Wide-ResNet have a 3x3 stem of stride 1 in place of 7x7 of stride 2, and no max
-pooling; MobileNetV2's stem and second stage have stride 1. All reduce by 8, not 32. ResNet-14 has (1, 1, 2, 2) basic blocks. The
-authors did not publish their versions; `lc_lowres_resnet20` is the CIFAR ResNet of He et al.
+Against ImageNet's versions: ResNets and the Wide-ResNet have a 3x3 stem of stride 1 in place of 7x7 of stride 2, and no
+max pooling; MobileNetV2's stem and second stage have stride 1. All reduce by 8, not 32. ResNet-14 has (1, 1, 2, 2)
+basic blocks. The authors did not publish their versions; `lc_lowres_resnet20` is the CIFAR ResNet of He et al.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def _lower_reduction(model: nn.Module, *, stem: int) -> nn.Module:
 
 def _register_all() -> None:
     cfg = dataclasses.replace(CIFAR_CFG, pool_size=(4, 4))
-    doc = 'Low-resolution `{}` of figure 3 with frozen random spatial filters; keyword arguments: `timm_lc.models.LCOptions`.'
+    doc = 'Low-resolution `{}` of figure 3, frozen random; keyword arguments: `timm_lc.models.LCOptions`.'
     for name, (base, defaults) in RESNETS.items():
         create = functools.partial(_create_resnet, base, defaults)
         register(globals(), f'lc_lowres_{name}', create, cfg, ('conv1',), {}, doc.format(name))

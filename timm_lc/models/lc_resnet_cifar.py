@@ -1,7 +1,7 @@
 """LCResNet-D-WxE for 32x32 images: the CIFAR ResNet of He et al. with LC-Blocks (section 4.2, figure 5).
 
-Against He et al.: shortcuts are a 1x1 convolution and batch norm where the shape changes (as in the authors' code), and all
-layers start from PyTorch's default initialisation (equation 3).
+Against He et al.: shortcuts are a 1x1 convolution and batch norm where the shape changes (as in the authors' code), and
+all layers start from PyTorch's default initialisation (equation 3).
 """
 
 import functools
@@ -13,7 +13,8 @@ from timm.layers import DropPath, create_classifier
 from timm.models import PretrainedCfg, build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 
-from .._timm import feature_take_indices
+from timm_lc._timm import feature_take_indices
+
 from ._build import register
 
 __all__ = ['BasicBlock', 'CifarResNet']
@@ -210,7 +211,9 @@ def _register_all() -> None:
             create = functools.partial(create_cifar_resnet, f'lc_resnet{depth}', {'depth': depth, 'width': width})
             for expansion in EXPANSIONS:
                 name = f'lc_resnet{depth}_{width}x{expansion}'
-                doc = f'LCResNet-{depth}-{width}x{expansion} (section 4.2); keyword arguments: `timm_lc.models.LCOptions`.'
+                doc = (
+                    f'LCResNet-{depth}-{width}x{expansion} (section 4.2); keyword arguments: `timm_lc.models.LCOptions`'
+                )
                 register(globals(), name, create, CIFAR_CFG, ('conv1',), {'expansion': expansion}, doc)
 
 
