@@ -32,7 +32,7 @@ FAMILIES = (
     'lc_mobileone_s1', 'lc_convmixer_768_32', 'lc_convnext_zepto_rms', 'lc_cs3darknet_focus_s', 'lc_cspnext_tiny',
     'lc_densenet121', 'lc_dla46x_c', 'lc_dpn48b', 'lc_mobilenetv2_035', 'lc_fasternet_t0', 'lc_ghostnet_050',
     'lc_hardcorenas_b', 'lc_hgnetv2_b0', 'lc_hrnet_w18_small', 'lc_inception_next_atto',
-    'lc_ens_adv_inception_resnet_v2', 'lc_adv_inception_v3', 'lc_inception_v4', 'lc_lcnetv2_small',
+    'lc_inception_resnet_v2', 'lc_inception_v3', 'lc_inception_v4', 'lc_lcnetv2_small',
     'lc_mambaout_femto', 'lc_mobilenetv3_small_050', 'lc_mobilenetv5_base', 'lc_nasnetalarge', 'lc_nf_regnet_b0',
     'lc_pnasnet5large', 'lc_rdnet_tiny', 'lc_regnetx_002', 'lc_repghostnet_050', 'lc_repvit_m1', 'lc_res2next50',
     'lc_resnest14d', 'lc_resnet10t', 'lc_resnetv2_18', 'lc_rexnet_100', 'lc_selecsls42', 'lc_legacy_seresnet18',

@@ -90,7 +90,7 @@ def thaw_convolution(conv: nn.Conv2d) -> None:
     for name in ('weight', _RECORD):
         conv._buffers.pop(name, None)
         conv._non_persistent_buffers_set.discard(name)
-    del conv.filter_record, conv.init_non_persistent_buffers
+    del conv.filter_record, conv.init_non_persistent_buffers, conv.is_unfilled
     unseed_convolution(conv)
     conv._parameters = {'weight': nn.Parameter(weight), **conv._parameters}
 
@@ -101,6 +101,7 @@ def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor) -> None:
     conv.filter_record = record
     conv.init_non_persistent_buffers = functools.partial(_fill, conv)
     _add_load_hook(conv)
+    conv.is_unfilled = like.is_meta
     if like.is_meta:
         conv.register_forward_pre_hook(refuse_unfilled)
     else:
@@ -120,6 +121,7 @@ def _fill(conv: nn.Conv2d, filters: np.ndarray | None = None) -> None:
         else:
             _copy(conv.weight, _fit(filters, conv))
     conv.record.copy_(torch.from_numpy(bits))
+    conv.is_unfilled = False
     _remove_hook(conv._forward_pre_hooks, refuse_unfilled)
 
 

@@ -150,7 +150,7 @@ class LCConv2d(nn.Module):
         """Convolve (N, C_in, H, W) with the effective weight."""
         # `spatial`, whose hook refuses, is never called; TorchScript skips this only if the conditions are nested
         if not torch.jit.is_scripting():  # noqa: SIM102
-            if refuse_unfilled in self.spatial._forward_pre_hooks.values():
+            if getattr(self.spatial, 'is_unfilled', False):
                 refuse_unfilled(self.spatial, x)
         weight = self.effective_weight()
         if self.pads_same:
