@@ -154,3 +154,9 @@ def test_onnx_program_equals_the_network(model, image, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
     (output,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     close(torch.from_numpy(output), stock_output(model, image))
+
+
+def test_hooked_features_have_the_whole_networks_filters():
+    features = timm.create_model('lc_legacy_xception', features_only=True, seed=3)
+    whole = timm.create_model('lc_legacy_xception', seed=3)
+    assert torch.equal(features.body.conv1.weight, whole.conv1.weight)

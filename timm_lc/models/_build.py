@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ from timm_lc.sharing import share_weights
 __all__ = ['LCOptions', 'build', 'register']
 
 CreateBase = Callable[..., nn.Module]
+
+# What timm's feature wrappers put before the names of the network's own layers
+_WRAPPER = re.compile(r'^(model|graph_module|body)\.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _take_over(wrapped: nn.Module, model: nn.Module) -> None:
     """Give a feature wrapper, in place, the filters and weights of the whole network, whatever it calls its layers."""
 
     def plain(name: str) -> str:
-        return name.removeprefix('model.').removeprefix('graph_module.').replace('_', '.')
+        return _WRAPPER.sub('', name).replace('_', '.')
 
     modules = {plain(name): module for name, module in model.named_modules()}
     for name, conv in wrapped.named_modules():
