@@ -9,7 +9,8 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout, top to bottom: a file imports only from those above it
 ORDER = [
     '_timm', 'filters', 'spatial', 'frozen', 'layers', 'freeze', 'sharing', 'convert', 'folding', 'counting',
-    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models', 'info', 'demo', 'cli',
+    'optim',
+    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models', 'info', 'demo', 'scripts', 'cli',
     '__main__', '__init__',
 ]  # fmt: skip
 

@@ -1,9 +1,10 @@
 """CNNs whose spatial filters are random and never learn, in timm (Gavrikov and Keuper, 2023).
 
-Importing it registers the `lc_` models with timm, and changes nothing else.
+Importing it registers the `lc_` models and `l1` optimizers with timm, and changes nothing else.
 """
 
 from . import models as models
+from . import optim as optim
 from .convert import add_linear_combinations as add_linear_combinations
 from .counting import count_parameters as count_parameters
 from .folding import fold as fold

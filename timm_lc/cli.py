@@ -11,14 +11,21 @@ __all__ = ['main']
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status. Errors of the user leave with status 2 and one line."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args, script_arguments = _parser().parse_known_args(argv)
+    if 'arguments' in args:
+        args.arguments += script_arguments
+    elif script_arguments:
+        args.subparser.error(f'unrecognized arguments: {" ".join(script_arguments)}')
     try:
         args.handler(args)
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
         args.subparser.error(str(error))
     except KeyboardInterrupt:
         return 130
+    if 'arguments' in args:  # what a script raises is its own affair
+        from .scripts import run_script
+
+        run_script(args.script, args.arguments)
     return 0
 
 
@@ -56,6 +63,27 @@ def _demo(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _train(args: argparse.Namespace) -> None:
+    from .scripts import find_train_script
+
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument('--model', default='')
+    options.add_argument('--opt', default='')
+    known, _ = options.parse_known_args(args.arguments)
+    if known.model.startswith('lc_'):
+        _known_model(known.model)
+    _known_optimizer(known.opt)
+    args.script = args.script or find_train_script()
+    print(f'timm-lc train: running {args.script}', file=sys.stderr)
+
+
+def _known_optimizer(name: str) -> None:
+    """Refuse the underscore that timm splits at: it would use the last part and forget the rest."""
+    *prefix, last = name.split('_')
+    if prefix not in ([], ['lookahead']):
+        raise ValueError(f'`--opt {name}`: timm would use {last!r} alone; did you mean {"".join(prefix)}{last}?')
+
+
 def _known_model(name: str) -> None:
     """Refuse a name that is not registered, suggesting the nearest."""
     import difflib
@@ -83,6 +111,13 @@ def _model_kwargs(text: str) -> tuple[str, object]:
         return key, value
 
 
+def _script(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f'must be a Python file, got {text!r}, which does not exist')
+    return path
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='timm-lc', description='Networks that never learn their spatial filters, in timm.'
@@ -92,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, handler: object, text: str, example: str) -> argparse.ArgumentParser:
         formatter = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(
-            name, help=text, description=text, epilog=f'example:\n  {example}', formatter_class=formatter
+            name,
+            help=text,
+            description=text,
+            epilog=f'example:\n  {example}',
+            formatter_class=formatter,
+            allow_abbrev=False,
         )
         command.set_defaults(handler=handler, subparser=command)
         return command
@@ -105,6 +145,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument('model', help='a registered name')
     info.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
+
+    run = add(
+        'run',
+        lambda args: None,
+        "run a script, such as timm's validate.py, with the lc_ models and l1 optimizers registered",
+        'timm-lc run validate.py --model lc_resnet50 --checkpoint model_best.pth.tar --data-dir /imagenet\n'
+        '  torchrun --nproc-per-node 8 -m timm_lc run train.py -c train_configs/rsb_a2.yaml --model lc_resnet50\n'
+        "  timm-lc run bulk_runner.py --module 1 --model-list 'lc_resnet20_16x*' timm_lc run benchmark.py",
+    )
+    run.add_argument('script', type=_script, metavar='SCRIPT', help='a Python file')
+    run.add_argument('arguments', nargs=argparse.REMAINDER, metavar='ARGS', help='its arguments')
+
+    train = add(
+        'train',
+        _train,
+        "run timm's stock train.py, downloaded once if need be; all other arguments are train.py's",
+        'timm-lc train -c train_configs/rsb_a2.yaml --model lc_resnet50 --data-dir /imagenet',
+    )
+    train.add_argument(
+        '--script',
+        type=_script,
+        metavar='PATH',
+        help='train.py (default: $TIMM_SCRIPTS/train.py, ./train.py, a cached copy, or a download)',
+    )
+    train.set_defaults(arguments=[])
 
     demo = add('demo', _demo, 'train a frozen-random network beside its learnable twin', 'timm-lc demo --epochs 10')
     demo.add_argument('--model', default='lc_resnet20_16x8', help='an lc_ model (default: %(default)s)')
