@@ -1,8 +1,9 @@
 """Optimizers with an l1 penalty on pointwise convolution weights, in timm's registry as `l1<name>`.
 
-They minimise the loss plus `l1 * sum |w|` over the weights of all pointwise convolutions (section 4.3, equation 5): with
-timm's train.py, `--opt l1sgd --opt-kwargs l1=5e-5`. An optimizer knows tensors, not layers, so a pointwise weight is told
-by its shape, (C_out, C_in/groups, 1, 1) with both above one: (C, 1, 1, 1) and (1, C, 1, 1) may be a gain, and stay free.
+They minimise the loss plus `l1 * sum |w|` over the weights of all pointwise convolutions (section 4.3, equation 5):
+with timm's train.py, `--opt l1sgd --opt-kwargs l1=5e-5`. An optimizer knows tensors, not layers, so a pointwise weight
+is told by its shape, (C_out, C_in/groups, 1, 1) with both above one: (C, 1, 1, 1) and (1, C, 1, 1) may be a gain, and
+stay free.
 """
 
 import contextlib
