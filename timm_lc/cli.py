@@ -79,9 +79,10 @@ def _train(args: argparse.Namespace) -> None:
 
 def _known_optimizer(name: str) -> None:
     """Refuse the underscore that timm splits at: it would use the last part and forget the rest."""
-    *prefix, last = name.split('_')
-    if prefix not in ([], ['lookahead']):
-        raise ValueError(f'`--opt {name}`: timm would use {last!r} alone; did you mean {"".join(prefix)}{last}?')
+    rest = name.removeprefix('lookahead_')
+    if '_' in rest:
+        meant = name.removesuffix(rest) + rest.replace('_', '')
+        raise ValueError(f'`--opt {name}`: timm would use {rest.split("_")[-1]!r} alone; did you mean {meant}?')
 
 
 def _known_model(name: str) -> None:
