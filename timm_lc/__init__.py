@@ -5,6 +5,7 @@ Importing it registers the `lc_` models and `l1` optimizers with timm, and chang
 
 from . import models as models
 from . import optim as optim
+from .checkpoint import save_pretrained as save_pretrained
 from .convert import add_linear_combinations as add_linear_combinations
 from .counting import count_parameters as count_parameters
 from .folding import fold as fold

@@ -1,10 +1,11 @@
 """The only file that touches timm's non-public names."""
 
 from timm.models._features import feature_take_indices as feature_take_indices
+from timm.models._hub import save_config_for_hf as save_config_for_hf
 from timm.optim._optim_factory import default_registry as optimizer_registry
 from torch import nn
 
-__all__ = ['describe_as', 'feature_take_indices', 'forget_arguments', 'optimizer_registry']
+__all__ = ['describe_as', 'feature_take_indices', 'forget_arguments', 'optimizer_registry', 'save_config_for_hf']
 
 
 def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:

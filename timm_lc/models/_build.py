@@ -14,6 +14,7 @@ from timm_lc.convert import add_linear_combinations
 from timm_lc.folding import LC_ARGUMENTS
 from timm_lc.freeze import freeze_spatial, seed_spatial
 from timm_lc.frozen import freeze_convolution, is_frozen, is_shared, share_convolution
+from timm_lc.packing import accept_packed
 from timm_lc.sharing import share_weights
 
 __all__ = ['LCOptions', 'build', 'register']
@@ -98,7 +99,7 @@ def build(
     options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
-    model = options.apply(create_base(pretrained_cfg=cfg, **kwargs))
+    model = accept_packed(options.apply(create_base(pretrained_cfg=cfg, **kwargs)))
     describe_as(model, name, _learnable_stem(model, first_conv))
     if pretrained:
         classes, channels = getattr(model, 'num_classes', 0), kwargs.get('in_chans', 3)

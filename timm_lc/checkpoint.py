@@ -1,0 +1,193 @@
+"""Checkpoints: safetensors beside a config that `timm.create_model('local-dir:...')` reads; timm's own are read too.
+
+Nothing here runs code from a file: safetensors holds tensors only, and timm's `.pth.tar` is read with `weights_only`.
+"""
+
+import argparse
+import json
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.data import resolve_data_config
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from ._timm import save_config_for_hf
+from .counting import count_parameters
+from .filters import VERSION
+from .frozen import is_frozen
+from .packing import pack_pointwise
+
+__all__ = ['load_model', 'read_checkpoint', 'save_pretrained']
+
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    sparse: bool = False,
+    dtype: torch.dtype | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `model.safetensors` and `config.json`, from which timm builds `model` again with the same outputs.
+
+    The weights are the learned ones; filters are drawn again from their records. The files appear only when whole.
+
+    Args:
+        model: A network from `timm.create_model`.
+        directory: Folder to write to; made if need be.
+        sparse: Whether to store pruned pointwise weights as a bit mask and values; only `lc_` models load this form.
+        dtype: Floating type to store matrices and filters in; vectors (norms, biases) keep theirs.
+        model_args: Arguments of `timm.create_model` to build `model` again, beside those that timm has recorded.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        ValueError: If its architecture and arguments would not build `model` again, or values overflow in `dtype`.
+
+    Example:
+        >>> import tempfile, timm, timm_lc
+        >>> model = timm.create_model('lc_resnet20_16x1', seed=7)
+        >>> folder = timm_lc.save_pretrained(model, tempfile.mkdtemp())
+        >>> model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
+        _write_config(model, Path(staged, CONFIG), model_args)
+        _check_rebuilds(model, Path(staged))
+        save_file(_tensors(model, sparse=sparse, dtype=dtype), Path(staged, WEIGHTS), metadata={'format': 'pt'})
+        for name in (WEIGHTS, CONFIG):
+            Path(staged, name).replace(directory / name)
+    return directory
+
+
+def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -> nn.Module:
+    """Build the network that a checkpoint holds, with its weights, in eval mode.
+
+    Args:
+        path: A folder of `save_pretrained`, the folder of a train.py run (its best checkpoint, else its last), or one
+            checkpoint: `.safetensors` or timm's `.pth.tar`. The moving average of weights is taken if there is one.
+        name: Architecture, for a file that does not tell it.
+        **model_kwargs: Arguments of `timm.create_model`; they win over those that the checkpoint tells.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at `path`.
+        ValueError: If it is not readable, does not tell its architecture, or does not fit it.
+    """
+    path = _weights_file(Path(path))
+    checkpoint = read_checkpoint(path)
+    try:
+        if name is None and path.name == WEIGHTS and path.with_name(CONFIG).is_file():
+            return timm.create_model(f'local-dir:{path.parent}', pretrained=True, **model_kwargs).eval()
+        args = vars(checkpoint.get('args') or argparse.Namespace())  # train.py's
+        name = name or args.get('model')
+        if name is None:
+            raise ValueError(f'{path} does not tell its architecture: give `--model`')
+        model = timm.create_model(name, **{**_arguments(args), **model_kwargs})
+        model.load_state_dict(_weights(checkpoint))
+    except RuntimeError as error:
+        raise ValueError(f'cannot load {path}: {error}') from error
+    if args:
+        model.pretrained_cfg = {**model.pretrained_cfg, **resolve_data_config(args, model=model)}
+    return model.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint file holds: a state dict, or what train.py saves around one. Runs no code of the file.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is damaged, or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f'{path} is not a readable checkpoint: {error}') from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
+    return loaded
+
+
+def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | None) -> None:
+    """Write timm's own config, and beside it what a reader may want to know of the filters."""
+    if not getattr(model, 'pretrained_cfg', None):
+        raise ValueError('`model` must come from timm.create_model: it has no architecture to write into config.json')
+    records = [module.filter_record for module in model.modules() if is_frozen(module)]
+    about = {
+        'generator': VERSION,
+        'seeds': sorted({record.seed for record in records if not record.is_kept}),
+        'shared': any(record.is_shared for record in records),
+        'parameters': count_parameters(model)._asdict(),
+    }
+    save_config_for_hf(model, str(path), model_config={'timm_lc': about}, model_args=dict(model_args or {}))
+
+
+def _check_rebuilds(model: nn.Module, directory: Path) -> None:
+    """Refuse a network that was changed since timm created it, which the saved name would not build."""
+    config = json.loads((directory / CONFIG).read_text())
+    with torch.device('meta'):
+        rebuilt = timm.create_model(f'local-dir:{directory}').state_dict()
+    saved = model.state_dict()
+    differing = [
+        key
+        for key in {**saved, **rebuilt}
+        if key not in saved or key not in rebuilt or saved[key].shape != rebuilt[key].shape
+    ]
+    if differing:
+        call = f'timm.create_model({config["architecture"]!r}, **{config.get("model_args", {})})'
+        raise ValueError(
+            f'`model` is not what {call} builds: {differing[0]!r} differs. '
+            'Build it by its lc_ name, give `model_args`, or save its state dict'
+        )
+
+
+def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the state dict as a file stores it: on the CPU, contiguous, cast and packed."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f'`dtype` must be a floating type, got {dtype}')
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if dtype is not None and tensor.is_floating_point() and tensor.ndim > 1:
+            tensors[name] = tensor.to(dtype)
+            if not tensors[name].isfinite().all() and tensor.isfinite().all():
+                raise ValueError(f'{name!r} overflows in `dtype` {dtype}: its largest value is {tensor.abs().max():g}')
+    return pack_pointwise(tensors, model) if sparse else tensors
+
+
+def _weights_file(path: Path) -> Path:
+    """Return the checkpoint that a folder stands for."""
+    if not path.is_dir():
+        return path
+    for name in (WEIGHTS, 'model_best.pth.tar', 'last.pth.tar'):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f'no {WEIGHTS}, model_best.pth.tar or last.pth.tar in {path}')
+
+
+def _arguments(args: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` among those of train.py."""
+    given = {'num_classes': args.get('num_classes'), 'in_chans': args.get('in_chans'), 'global_pool': args.get('gp')}
+    return {**{key: value for key, value in given.items() if value is not None}, **args.get('model_kwargs', {})}
+
+
+def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
+        if key in checkpoint:
+            return clean_state_dict(checkpoint[key])
+    return clean_state_dict(checkpoint)
