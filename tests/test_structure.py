@@ -8,10 +8,14 @@ import timm_lc
 PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout, top to bottom: a file imports only from those above it
 ORDER = [
-    '_timm', 'filters', 'spatial', 'packing', 'frozen', 'layers', 'freeze', 'sharing', 'convert', 'folding', 'counting',
+    '_timm',
+    'filters', 'spatial', 'packing', 'frozen', 'layers',
+    'freeze', 'sharing', 'convert', 'folding', 'counting',
+    'analysis.metrics', 'analysis.robustness', 'analysis',
     'optim',
-    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models', 'checkpoint', 'info', 'demo', 'scripts', 'cli',
-    '__main__', '__init__',
+    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
+    'checkpoint',
+    'info', 'demo', 'scripts', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 
@@ -55,7 +59,10 @@ def test_only_one_file_touches_names_that_timm_does_not_publish():
 
 def test_public_names_are_these():
     public = {name for name in vars(timm_lc) if not name.startswith('_')}
-    functions = {'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d', 'save_pretrained'}
+    functions = {
+        'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
+        'save_pretrained',
+    }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules
 

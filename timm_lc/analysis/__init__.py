@@ -1,0 +1,1 @@
+"""Measures of filters and of robustness, as in the paper's figures."""
