@@ -15,7 +15,7 @@ ORDER = [
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
     'checkpoint',
-    'info', 'demo', 'scripts', 'cli', '__main__', '__init__',
+    'info', 'demo', 'experiments.data', 'experiments.trainer', 'experiments', 'scripts', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The paper's experiments: the CIFAR trainer and its data."""

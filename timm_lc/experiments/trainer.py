@@ -1,0 +1,259 @@
+"""The paper's CIFAR training (appendix C), exactly: 75 epochs of SGD on images that live on the device.
+
+All randomness of an epoch, order and augmentation, is a function of (seed, epoch), and the state after each epoch is
+saved: a run that was killed goes on with the same weights, to the bit on a CPU.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from timm_lc.checkpoint import save_pretrained
+from timm_lc.experiments.data import Images, augment
+
+__all__ = ['Recipe', 'Run', 'Speed', 'epoch_draws', 'evaluate', 'learning_rate', 'train']
+
+METRICS, STATE, RUN = 'metrics.jsonl', 'state.pt', 'run.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Appendix C.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images of a step; an incomplete last batch is left out.
+        lr: Initial learning rate; a cosine takes it to 0, step by step.
+        momentum: Of Nesterov.
+        weight_decay: Of every learnable tensor.
+        smoothing: Of the labels.
+        padding: Zeros around an image, of which random crops are taken.
+        l1: Factor of the l1 penalty on pointwise weights (section 4.3); 0 is none.
+    """
+
+    epochs: int = 75
+    batch_size: int = 256
+    lr: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 1e-2
+    smoothing: float = 0.1
+    padding: int = 4
+    l1: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ('epochs', 'batch_size'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained: a model by name and arguments, the seed of its training (filters have their own), the recipe."""
+
+    model: str
+    model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How a run uses its device; `best_for` chooses."""
+
+    amp: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @classmethod
+    def best_for(cls, device: torch.device) -> 'Speed':
+        """Return bfloat16 autocast, channels_last and CUDA graphs on a GPU, none of them on a CPU."""
+        fast = device.type == 'cuda'
+        return cls(amp=fast, channels_last=fast, compile=fast)
+
+
+def train(run: Run, images: Images, directory: Path, device: torch.device, speed: Speed | None = None) -> float:
+    """Train, or go on with what `directory` holds, and return the final validation accuracy in percent.
+
+    Writes `run.json`, one line an epoch in `metrics.jsonl`, `state.pt` to resume from, and in the end a checkpoint of
+    `save_pretrained`.
+
+    Raises:
+        ValueError: If `directory` holds another run, or there are fewer images than a batch.
+    """
+    recipe, speed = run.recipe, speed or Speed.best_for(device)
+    steps = len(images.train) // recipe.batch_size
+    if not steps:
+        raise ValueError(f'`batch_size` {recipe.batch_size} must not exceed the {len(images.train)} training images')
+    _claim(directory, run, images, device, speed)
+    model, optimizer = _create(run, images, device, speed)
+    start = _resume(directory, model, optimizer)
+    if start < recipe.epochs:
+        images = images.map(lambda tensor: tensor.to(device))
+        trained = torch.compile(model, mode='reduce-overhead') if speed.compile else model
+        with tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar:
+            for epoch in range(start, recipe.epochs):
+                bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{recipe.epochs}')
+                line = _train_epoch(trained, optimizer, run, images, epoch, speed, bar)
+                line.update(evaluate(trained, images, speed))
+                bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
+                _append(directory / METRICS, line)
+                _save_state(directory, model, optimizer, epoch + 1)
+    save_pretrained(model, directory)
+    return float(_lines(directory / METRICS)[-1]['accuracy'])
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step in [0, steps), the first half of a cosine."""
+    return recipe.lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def epoch_draws(seed: int, epoch: int, count: int, padding: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is random in an epoch: the order of images (N,), flips (N,), and crop offsets (N, 2)."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(count, generator=generator)
+    flips = torch.rand(count, generator=generator) < 0.5
+    return order, flips, torch.randint(2 * padding + 1, (count, 2), generator=generator)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, speed: Speed | None = None, batch_size: int = 1000) -> dict[str, float]:
+    """Return cross entropy and accuracy (percent) on the validation images."""
+    model.eval()
+    loss, correct, count = 0.0, 0, len(images.validation)
+    for start in range(0, count, batch_size):
+        labels = images.validation_labels[start : start + batch_size]
+        batch = images.normalize(images.validation[start : start + batch_size])
+        logits = _forward(model, batch, speed or Speed())
+        loss += cross_entropy(logits, labels, reduction='sum').item()
+        correct += int((logits.argmax(1) == labels).sum())
+    return {'validation_loss': loss / count, 'accuracy': 100 * correct / count}
+
+
+def _train_epoch(
+    model: nn.Module, optimizer: Any, run: Run, images: Images, epoch: int, speed: Speed, bar: tqdm
+) -> dict[str, Any]:
+    """Train for one epoch; return its line of metrics."""
+    model.train()
+    torch.manual_seed((run.seed << 20) + epoch)  # of dropout, if a model has any
+    recipe, started, losses = run.recipe, time.perf_counter(), []
+    steps = len(images.train) // recipe.batch_size
+    for step, (batch, labels) in enumerate(_batches(images, run, epoch)):
+        for group in optimizer.param_groups:
+            group['lr'] = learning_rate(recipe, epoch * steps + step, recipe.epochs * steps)
+        loss = cross_entropy(_forward(model, batch, speed), labels, label_smoothing=recipe.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        bar.update()
+    loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise ValueError(f'`lr` {recipe.lr}: the loss of epoch {epoch + 1} is {loss}')
+    return {'epoch': epoch + 1, 'loss': loss, 'seconds': round(time.perf_counter() - started, 3)}
+
+
+def _batches(images: Images, run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the augmented, normalised batches of an epoch, and their labels."""
+    recipe, device = run.recipe, images.train.device
+    draws = epoch_draws(run.seed, epoch, len(images.train), recipe.padding)
+    order, flips, offsets = (draw.to(device) for draw in draws)
+    for start in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
+        part = slice(start, start + recipe.batch_size)
+        batch = augment(images.train[order[part]], flips[part], offsets[part], recipe.padding)
+        yield images.normalize(batch), images.train_labels[order[part]]
+
+
+def _forward(model: nn.Module, batch: Tensor, speed: Speed) -> Tensor:
+    """Return the logits in float32."""
+    if speed.channels_last:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=speed.amp):
+        return model(batch).float()
+
+
+def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tuple[nn.Module, Any]:
+    """Return the network, drawn by the run's seed, and its optimizer."""
+    recipe = run.recipe
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        arguments = {'num_classes': len(images.classes), 'in_chans': images.train.shape[1], **run.model_kwargs}
+        model = timm.create_model(run.model, **arguments).to(device)
+    if speed.channels_last:
+        model.to(memory_format=torch.channels_last)
+    penalty = {'opt': 'l1sgd', 'l1': recipe.l1} if recipe.l1 else {'opt': 'sgd'}
+    optimizer = create_optimizer_v2(
+        list(model.parameters()), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **penalty
+    )
+    return model, optimizer
+
+
+def _claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
+    """Write `run.json` into a new folder, or check that the folder is of this run."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / RUN
+    what = {**dataclasses.asdict(run), 'data': images.name, 'images': [len(images.train), len(images.validation)]}
+    if path.is_file():
+        known = json.loads(path.read_text())['run']
+        if known != what:
+            differing = [key for key in what if known.get(key) != what[key]]
+            raise ValueError(f'`output` {directory} holds another run: {", ".join(differing)} differ')
+        return
+    machine = (
+        torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
+    )
+    versions = {'torch': torch.__version__, 'timm': timm.__version__, 'python': platform.python_version()}
+    where = {'device': machine, 'threads': torch.get_num_threads(), **versions, **dataclasses.asdict(speed)}
+    _write(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
+
+
+def _resume(directory: Path, model: nn.Module, optimizer: Any) -> int:
+    """Load the state of an interrupted run, if there is one; return the number of finished epochs."""
+    path = directory / STATE
+    if not path.is_file():
+        (directory / METRICS).unlink(missing_ok=True)
+        return 0
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    model.load_state_dict(state['model'])
+    optimizer.load_state_dict(state['optimizer'])
+    finished = [line for line in _lines(directory / METRICS) if line['epoch'] <= state['epoch']]
+    _write(directory / METRICS, ''.join(json.dumps(line) + '\n' for line in finished))
+    return int(state['epoch'])
+
+
+def _save_state(directory: Path, model: nn.Module, optimizer: Any, epoch: int) -> None:
+    partial = directory / f'{STATE}.partial'
+    torch.save({'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, partial)
+    partial.replace(directory / STATE)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a JSON-lines file; a line cut off by an interruption is left out."""
+    text = path.read_text() if path.is_file() else ''
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(text)
+    partial.replace(path)
