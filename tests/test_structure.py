@@ -14,7 +14,7 @@ ORDER = [
     'analysis.metrics', 'analysis.robustness', 'analysis',
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
-    'checkpoint',
+    'card', 'checkpoint', 'hub',
     'info', 'demo', 'experiments.data', 'experiments.trainer', 'experiments', 'scripts', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_public_names_are_these():
     public = {name for name in vars(timm_lc) if not name.startswith('_')}
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
-        'save_pretrained',
+        'save_pretrained', 'push_to_hub',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules

@@ -10,5 +10,6 @@ from .convert import add_linear_combinations as add_linear_combinations
 from .counting import count_parameters as count_parameters
 from .folding import fold as fold
 from .freeze import freeze_spatial as freeze_spatial
+from .hub import push_to_hub as push_to_hub
 from .layers import LCConv2d as LCConv2d
 from .sharing import share_weights as share_weights

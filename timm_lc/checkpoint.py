@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
@@ -20,14 +21,15 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from ._timm import save_config_for_hf
+from .card import MARKER, model_card
 from .counting import count_parameters
 from .filters import VERSION
 from .frozen import is_frozen
 from .packing import pack_pointwise
 
-__all__ = ['load_model', 'read_checkpoint', 'save_pretrained']
+__all__ = ['is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'train_arguments', 'weights_file']
 
-WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
 
 def save_pretrained(
@@ -37,8 +39,9 @@ def save_pretrained(
     sparse: bool = False,
     dtype: torch.dtype | None = None,
     model_args: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> Path:
-    """Write `model.safetensors` and `config.json`, from which timm builds `model` again with the same outputs.
+    """Write `model.safetensors`, `config.json` and a model card; timm builds `model` again, with the same outputs.
 
     The weights are the learned ones; filters are drawn again from their records. The files appear only when whole.
 
@@ -48,6 +51,7 @@ def save_pretrained(
         sparse: Whether to store pruned pointwise weights as a bit mask and values; only `lc_` models load this form.
         dtype: Floating type to store matrices and filters in; vectors (norms, biases) keep theirs.
         model_args: Arguments of `timm.create_model` to build `model` again, beside those that timm has recorded.
+        card: Text of README.md; None for `model_card(model)`, '' for no file. One that somebody else wrote stays.
 
     Returns:
         `directory`.
@@ -67,7 +71,9 @@ def save_pretrained(
         _write_config(model, Path(staged, CONFIG), model_args)
         _check_rebuilds(model, Path(staged))
         save_file(_tensors(model, sparse=sparse, dtype=dtype), Path(staged, WEIGHTS), metadata={'format': 'pt'})
-        for name in (WEIGHTS, CONFIG):
+        Path(staged, CARD).write_text(model_card(model) if card is None else card, encoding='utf-8')
+        keeps_card = card == '' or is_foreign_card(directory / CARD)
+        for name in (WEIGHTS, CONFIG) if keeps_card else (WEIGHTS, CONFIG, CARD):
             Path(staged, name).replace(directory / name)
     return directory
 
@@ -85,12 +91,12 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
         FileNotFoundError: If there is no checkpoint at `path`.
         ValueError: If it is not readable, does not tell its architecture, or does not fit it.
     """
-    path = _weights_file(Path(path))
+    path = weights_file(Path(path))
     checkpoint = read_checkpoint(path)
     try:
         if name is None and path.name == WEIGHTS and path.with_name(CONFIG).is_file():
             return timm.create_model(f'local-dir:{path.parent}', pretrained=True, **model_kwargs).eval()
-        args = vars(checkpoint.get('args') or argparse.Namespace())  # train.py's
+        args = train_arguments(path, checkpoint)
         name = name or args.get('model')
         if name is None:
             raise ValueError(f'{path} does not tell its architecture: give `--model`')
@@ -122,6 +128,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
     return loaded
+
+
+def weights_file(path: Path) -> Path:
+    """Return the checkpoint that a folder stands for; a file stands for itself.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+    """
+    if not path.is_dir():
+        return path
+    for name in (WEIGHTS, 'model_best.pth.tar', 'last.pth.tar'):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f'no {WEIGHTS}, model_best.pth.tar or last.pth.tar in {path}')
+
+
+def train_arguments(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the train.py run that wrote a checkpoint, from it and from args.yaml beside it, or {}.
+
+    Raises:
+        ValueError: If args.yaml is not one of train.py's.
+    """
+    written, beside = checkpoint.get('args'), path.with_name('args.yaml')
+    if not beside.is_file():
+        return dict(vars(written)) if written else {}
+    try:
+        arguments = yaml.safe_load(beside.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'cannot read {beside}: {" ".join(str(error).split())}') from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f'{beside} holds no arguments of train.py')
+    return {**arguments, **(vars(written) if written else {})}
+
+
+def is_foreign_card(path: Path) -> bool:
+    """Return whether there is a model card that somebody else wrote or changed."""
+    return path.is_file() and MARKER not in path.read_text(encoding='utf-8', errors='replace')
 
 
 def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | None) -> None:
@@ -168,16 +211,6 @@ def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> di
             if not tensors[name].isfinite().all() and tensor.isfinite().all():
                 raise ValueError(f'{name!r} overflows in `dtype` {dtype}: its largest value is {tensor.abs().max():g}')
     return pack_pointwise(tensors, model) if sparse else tensors
-
-
-def _weights_file(path: Path) -> Path:
-    """Return the checkpoint that a folder stands for."""
-    if not path.is_dir():
-        return path
-    for name in (WEIGHTS, 'model_best.pth.tar', 'last.pth.tar'):
-        if (path / name).is_file():
-            return path / name
-    raise FileNotFoundError(f'no {WEIGHTS}, model_best.pth.tar or last.pth.tar in {path}')
 
 
 def _arguments(args: dict[str, Any]) -> dict[str, Any]:

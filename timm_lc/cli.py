@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.subparser.error(f'unrecognized arguments: {" ".join(script_arguments)}')
     try:
         args.handler(args)
-    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, ConnectionError) as error:
         args.subparser.error(str(error))
     except KeyboardInterrupt:
         return 130
@@ -61,6 +61,33 @@ def _demo(args: argparse.Namespace) -> None:
     from .demo import run
 
     run(args)
+
+
+def _push(args: argparse.Namespace) -> None:
+    if args.model:
+        _known_model(args.model)
+    import torch
+
+    from .checkpoint import load_model
+    from .hub import push_to_hub, read_card, read_facts, write_repositories
+
+    model = load_model(args.checkpoint, args.model, **args.model_kwargs)
+    what = {
+        'plain': args.plain,
+        'plain_repo': args.plain_repo,
+        'facts': read_facts(args.checkpoint, dataset=args.dataset, license=args.license),
+        'card': read_card(args.checkpoint),
+        'sparse': args.sparse,
+        'dtype': args.dtype and getattr(torch, args.dtype),
+    }
+    if args.dry_run:
+        written = write_repositories(model, args.output, args.repo_id, **what)
+        lines = [f'{path.stat().st_size:>14,} bytes  {path}' for files in written.values() for path in files]
+        lines.append('dry run: nothing was uploaded')
+    else:
+        where = {'private': args.private or None, 'revision': args.revision, 'create_pr': args.create_pr}
+        lines = push_to_hub(model, args.repo_id, **where, **what, token=args.token, commit_message=args.message)
+    print('\n'.join(lines))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -172,6 +199,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(arguments=[])
 
+    _add_push(
+        add(
+            'push',
+            _push,
+            'push a checkpoint to the Hugging Face Hub, with a model card',
+            'timm-lc push output/train/RUN user/name --dry-run',
+        )
+    )
+
     demo = add('demo', _demo, 'train a frozen-random network beside its learnable twin', 'timm-lc demo --epochs 10')
     demo.add_argument('--model', default='lc_resnet20_16x8', help='an lc_ model (default: %(default)s)')
     demo.add_argument('--epochs', type=int, default=15, help='epochs of training (default: %(default)s)')
@@ -185,6 +221,36 @@ def _parser() -> argparse.ArgumentParser:
         '--output', type=Path, default=Path('output/demo'), help='folder for checkpoints (default: %(default)s)'
     )
     return parser
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.usage = '%(prog)s CHECKPOINT REPO_ID [options]'
+    push.add_argument(
+        'checkpoint', type=Path, metavar='CHECKPOINT', help='folder of a train.py run or of save_pretrained, or a file'
+    )
+    push.add_argument('repo_id', metavar='REPO_ID', help='user/name')
+    push.add_argument('--private', action='store_true', help='make a new repository private')
+    push.add_argument('--revision', metavar='BRANCH', help='branch to push to, made if need be')
+    push.add_argument('--create-pr', action='store_true', help='open a pull request')
+    push.add_argument(
+        '--plain', action='store_true', help='add the stock form, which needs no timm_lc, in the folder plain/'
+    )
+    push.add_argument('--plain-repo', metavar='REPO_ID', help='repository for the stock form, in place of plain/')
+    push.add_argument('--dry-run', action='store_true', help='write the folder and upload nothing')
+    push.add_argument(
+        '--output',
+        type=Path,
+        default=Path('output/push'),
+        help='of a dry run: files go to OUTPUT/user/name (%(default)s)',
+    )
+    push.add_argument('--sparse', action='store_true', help='store pruned weights as a bit mask and values')
+    push.add_argument('--dtype', choices=('bfloat16', 'float16'), help='floating type of the stored matrices')
+    push.add_argument('--dataset', metavar='ID', help='dataset on the Hub that it was trained on')
+    push.add_argument('--license', default='apache-2.0', help="a licence by the Hub's names (%(default)s)")
+    push.add_argument('--token', help='of the Hub (default: that of `hf auth login`)')
+    push.add_argument('--message', default='Add model', help='of the commit (%(default)s)')
+    push.add_argument('--model', metavar='NAME', help='architecture, for a file that does not tell it')
+    push.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
 
 
 class _Kwargs(argparse.Action):

@@ -1,0 +1,255 @@
+"""Push networks to the Hugging Face Hub: one commit, from which `timm.create_model('hf-hub:...')` builds them again."""
+
+import csv
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from http.client import responses
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from torch import nn
+
+from .card import Facts, model_card
+from .checkpoint import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    is_foreign_card,
+    read_checkpoint,
+    save_pretrained,
+    train_arguments,
+    weights_file,
+)
+from .folding import fold
+
+__all__ = ['push_to_hub', 'read_card', 'read_facts', 'write_repositories']
+
+# What huggingface_hub raises: its own errors and those of the HTTP library below it, whose base is one of these
+FAILURES: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError)
+
+ADVICE = {
+    401: 'log in with `hf auth login`, or give a token that may write',
+    403: 'give a token that may write to this repository, or open a pull request with `create_pr`',
+    404: 'check the name; a private repository needs a login: `hf auth login`',
+    409: 'something else changed the repository at the same time: push again',
+    412: 'something else changed the repository at the same time: push again',
+}
+AGAIN = 'push again later; what has arrived is not sent again'
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    plain: bool = False,
+    plain_repo: str | None = None,
+    facts: Facts | None = None,
+    card: str | None = None,
+    sparse: bool = False,
+    dtype: torch.dtype | None = None,
+    token: str | None = None,
+    commit_message: str = 'Add model',
+) -> list[str]:
+    """Push what `save_pretrained` writes to the Hugging Face Hub; `timm.create_model('hf-hub:user/name')` reads it.
+
+    Each repository changes in one commit or not at all, and in none if nothing differs. A README.md there that
+    somebody else wrote stays. Nothing is written on this machine.
+
+    Args:
+        model: A network from `timm.create_model`.
+        repo_id: `user/name`; made if need be.
+        private: Whether a repository made by this is private; None is the owner's default.
+        revision: Branch to push to; made from the main branch if need be.
+        create_pr: Whether to open a pull request against the main branch.
+        plain: Whether to add the stock form (`fold`), which needs no `timm_lc`, in the folder plain/.
+        plain_repo: Repository for the stock form, in place of that folder.
+        facts: What the model cards say of the training.
+        card: Text of README.md in place of `model_card(...)`.
+        sparse: As in `save_pretrained`; not for the stock form.
+        dtype: As in `save_pretrained`.
+        token: Of the Hub; None is that of `hf auth login` or the environment.
+        commit_message: First line of the commit, title of the pull request.
+
+    Returns:
+        For each repository the address of the commit or pull request.
+
+    Raises:
+        ValueError: If an argument is wrong, or stock timm has no architecture for the stock form.
+        ConnectionError: If the Hub refuses or does not answer. What went wrong and what to do is one line.
+    """
+    if create_pr and revision not in (None, 'main'):
+        raise ValueError(f'`create_pr` is for the main branch: it cannot go with `revision` {revision!r}')
+    api = HfApi(token=token, library_name='timm_lc')
+    with tempfile.TemporaryDirectory() as root:
+        written = write_repositories(
+            model, root, repo_id, plain=plain, plain_repo=plain_repo, facts=facts, card=card, sparse=sparse, dtype=dtype
+        )
+        return [
+            _upload(
+                api,
+                repository,
+                Path(root, repository),
+                files,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                message=commit_message,
+            )
+            for repository, files in written.items()
+        ]
+
+
+def write_repositories(
+    model: nn.Module,
+    root: str | Path,
+    repo_id: str,
+    *,
+    plain: bool = False,
+    plain_repo: str | None = None,
+    facts: Facts | None = None,
+    card: str | None = None,
+    sparse: bool = False,
+    dtype: torch.dtype | None = None,
+) -> dict[str, list[Path]]:
+    """Write the files that `push_to_hub` uploads, each repository's to the folder `root/user/name`.
+
+    Returns:
+        The files of each repository: of `repo_id`, and of `plain_repo` if it is given.
+
+    Raises:
+        ValueError: As in `push_to_hub`.
+    """
+    if plain and plain_repo:
+        raise ValueError('give `plain` or `plain_repo`, not both')
+    plain_repo = repo_id if plain else plain_repo
+    for name in filter(None, (repo_id, plain_repo)):
+        if not re.fullmatch(r'\b[\w.-]+\b/\b[\w.-]+\b', name):
+            raise ValueError(f'a repository must be `user/name`, got {name!r}')
+    stock = _stock(model) if plain_repo else None
+    text = model_card(model, repo_id, plain_repo=plain_repo, facts=facts) if card is None else card
+    folder = save_pretrained(model, Path(root, repo_id), sparse=sparse, dtype=dtype, card=text)
+    written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
+    if stock is not None and plain_repo == repo_id:
+        folder = save_pretrained(stock, Path(root, repo_id, 'plain'), dtype=dtype, card='')
+        written[repo_id] += [folder / name for name in (CONFIG, WEIGHTS)]
+    elif stock is not None and plain_repo:
+        text = model_card(stock, plain_repo, plain_of=repo_id, facts=facts)
+        folder = save_pretrained(stock, Path(root, plain_repo), dtype=dtype, card=text)
+        written[plain_repo] = [folder / name for name in (CARD, CONFIG, WEIGHTS)]
+    return written
+
+
+def read_card(path: str | Path) -> str | None:
+    """Return the model card in a folder of `save_pretrained`, if somebody else wrote or changed it."""
+    card = Path(path, CARD)
+    if not Path(path, CONFIG).is_file() or not is_foreign_card(card):
+        return None
+    return card.read_text(encoding='utf-8')
+
+
+def read_facts(path: str | Path, *, dataset: str | None = None, license: str = 'apache-2.0') -> Facts:
+    """Read what a train.py run tells of a checkpoint: its arguments, and its epoch's row of summary.csv.
+
+    Args:
+        path: As in `load_model`. Of a run's folder it is the best checkpoint.
+        dataset: As in `Facts`.
+        license: As in `Facts`.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at `path`.
+        ValueError: If it, args.yaml or summary.csv is not readable.
+    """
+    path = weights_file(Path(path))
+    checkpoint = read_checkpoint(path)
+    arguments = train_arguments(path, checkpoint)
+    # with this argument train.py measures the weights, but the checkpoint's moving average is what load_model takes
+    unmeasured = arguments.get('model_ema') and arguments.get('model_ema_force_cpu')
+    epoch = None if unmeasured else checkpoint.get('epoch')
+    return Facts(arguments, _metrics(path.with_name('summary.csv'), epoch), dataset, license)
+
+
+def _metrics(path: Path, epoch: int | None) -> dict[str, float]:
+    """Return the last row of an epoch, or {}; a run that went on in the same folder wrote header and rows again."""
+    header: list[str] = []
+    found: Mapping[str, str] = {}
+    if epoch is None or not path.is_file():
+        return {}
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            for row in csv.reader(file):
+                if row[:1] == ['epoch']:
+                    header = row
+                elif row and int(row[0]) == epoch:
+                    found = dict(zip(header, row, strict=True))
+        values = {key: float(value) for key, value in found.items() if value}
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"cannot read {path} as train.py's summary: {error}") from error
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def _stock(model: nn.Module) -> nn.Module:
+    """Return the folded network, of an architecture that stock timm has."""
+    stock = fold(model)
+    architecture = stock.pretrained_cfg['architecture']
+    if architecture.startswith('lc_'):
+        raise ValueError(f'stock timm has no architecture for {architecture}: push it without its stock form')
+    return stock
+
+
+def _upload(
+    api: HfApi,
+    repo_id: str,
+    folder: Path,
+    files: list[Path],
+    *,
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    message: str,
+) -> str:
+    """Commit files of a folder, and return the address of the commit or pull request."""
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            _make_branch(api, repo_id, revision)
+        if _keeps_card(api, repo_id, folder, revision):
+            files = [path for path in files if path != folder / CARD]
+        additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+        commit = api.create_commit(repo_id, additions, commit_message=message, revision=revision, create_pr=create_pr)
+    except FAILURES as error:
+        raise ConnectionError(f'cannot push to {repo_id}: {_explain(error)}') from error
+    return commit.pr_url or commit.commit_url
+
+
+def _make_branch(api: HfApi, repo_id: str, revision: str) -> None:
+    try:
+        api.repo_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
+def _keeps_card(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> bool:
+    """Return whether a generated card would replace one in the repository that somebody else wrote."""
+    if is_foreign_card(folder / CARD) or not api.file_exists(repo_id, CARD, revision=revision):
+        return False
+    with tempfile.TemporaryDirectory() as present:
+        return is_foreign_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=present)))
+
+
+def _explain(error: BaseException) -> str:
+    """Return what went wrong at the root and what to do, in one line."""
+    while getattr(error, 'response', None) is None and error.__cause__ is not None:
+        error = error.__cause__
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    said = ' '.join((getattr(error, 'server_message', None) or ('' if status else str(error))).split())
+    if status:
+        answer = ' '.join(filter(None, [str(status), responses.get(status), f'({said})' if said else '']))
+        return f'the Hub answered {answer}: {ADVICE.get(status, AGAIN)}'
+    return said if isinstance(error, ValueError) else f'{said}: check the connection and {AGAIN}'
