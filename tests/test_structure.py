@@ -15,7 +15,8 @@ ORDER = [
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
     'card', 'checkpoint', 'hub',
-    'info', 'demo', 'experiments.data', 'experiments.trainer', 'experiments', 'scripts', 'cli', '__main__', '__init__',
+    'info', 'evaluation', 'demo',
+    'experiments.data', 'experiments.trainer', 'experiments', 'scripts', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 

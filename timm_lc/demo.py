@@ -14,7 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data import create_loader, resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .counting import ParameterCount, count_parameters
+from .evaluation import accuracy, folder_dataset, predict
 from .folding import fold
 
 __all__ = ['Digits', 'Result', 'run']
@@ -143,10 +144,7 @@ def _folder(root: Path, split: str) -> Any:
             f'`--data-dir` {root} has no folder {split}/: an ImageFolder tree has train/CLASS/*.jpg '
             'and validation/CLASS/*.jpg'
         )
-    try:
-        return create_dataset('', root=str(root / split), split=split)
-    except RuntimeError as error:
-        raise ValueError(f'`--data-dir` {root / split}: {error}') from None
+    return folder_dataset(root / split, split)
 
 
 def _train(label: str, freeze_spatial: bool, data: _Data, args: argparse.Namespace, device: torch.device) -> Result:
@@ -166,13 +164,13 @@ def _train(label: str, freeze_spatial: bool, data: _Data, args: argparse.Namespa
     with tqdm(total=args.epochs * len(data.train), desc=label, unit='step', mininterval=0.5, disable=None) as bar:
         for epoch in range(args.epochs):
             loss = _train_epoch(task, optimizer, scheduler, data.train, epoch, device, bar)
-            accuracy = evaluate(model, data.held_out, device)
-            bar.write(f'{label}: epoch {epoch + 1}/{args.epochs}, loss {loss:.4f}, held-out accuracy {accuracy:.2f}%')
-            saver.save_checkpoint(epoch, metric=accuracy)
+            percent = accuracy(*predict(model, data.held_out, device))
+            bar.write(f'{label}: epoch {epoch + 1}/{args.epochs}, loss {loss:.4f}, held-out accuracy {percent:.2f}%')
+            saver.save_checkpoint(epoch, metric=percent)
     seconds = time.perf_counter() - started
     path = directory / 'model.safetensors'
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
-    return Result(label, accuracy, count_parameters(model), seconds, path.stat().st_size, model, path)
+    return Result(label, percent, count_parameters(model), seconds, path.stat().st_size, model, path)
 
 
 def _train_epoch(
@@ -198,27 +196,12 @@ def _train_epoch(
     return torch.stack(losses).mean().item()
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (N, classes) and labels (N,) of all images."""
-    model.eval()
-    batches = [(model(images.to(device)).cpu(), labels) for images, labels in loader]
-    return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
-
-
-def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> float:
-    """Return the accuracy in percent."""
-    logits, labels = predict(model, loader, device)
-    return (logits.argmax(1) == labels).double().mean().item() * 100
-
-
 def _reload_and_fold(result: Result, data: _Data, args: argparse.Namespace, device: torch.device) -> None:
     """Show that the file alone, and the stock network folded from it, predict the same."""
     reloaded = timm.create_model(args.model, num_classes=data.num_classes, checkpoint_path=str(result.path)).to(device)
     logits, labels = predict(reloaded, data.held_out, device)
-    accuracy = (logits.argmax(1) == labels).double().mean().item() * 100
     print(
-        f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy:.2f}% '
+        f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy(logits, labels):.2f}% '
         f'(trained: {result.accuracy:.2f}%)'
     )
     stock = fold(reloaded)
