@@ -1,11 +1,13 @@
 """The only file that touches timm's non-public names."""
 
+from typing import Any
+
 from timm.models._features import feature_take_indices as feature_take_indices
 from timm.models._hub import save_config_for_hf as save_config_for_hf
 from timm.optim._optim_factory import default_registry as optimizer_registry
 from torch import nn
 
-__all__ = ['describe_as', 'feature_take_indices', 'forget_arguments', 'optimizer_registry', 'save_config_for_hf']
+__all__ = ['describe_as', 'feature_take_indices', 'optimizer_registry', 'replace_arguments', 'save_config_for_hf']
 
 
 def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:
@@ -16,7 +18,8 @@ def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str
         model._traits = {**model._traits, 'first_conv': first_conv}
 
 
-def forget_arguments(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Remove, in place, keyword arguments from those that timm saves to build `model` again."""
+def replace_arguments(model: nn.Module, forgotten: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Remove and add, in place, keyword arguments of those that timm saves to build `model` again."""
     if hasattr(model, '_model_args'):  # timm 1.0.30 on
-        model._model_args = {key: value for key, value in model._model_args.items() if key not in names}
+        kept = {key: value for key, value in model._model_args.items() if key not in forgotten}
+        model._model_args = {**kept, **given}

@@ -5,7 +5,7 @@ import copy
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from ._timm import describe_as, forget_arguments
+from ._timm import describe_as, replace_arguments
 from .convert import replace_modules
 from .frozen import is_frozen, thaw_convolution, unseed_convolution
 from .layers import LCConv2d
@@ -20,7 +20,8 @@ def fold(model: nn.Module) -> nn.Module:
     """Return the same function as a plain network: LC-Blocks merged, frozen filters ordinary weights.
 
     The argument is untouched. An `lc_<timm name>` network becomes that architecture, which loads where this package
-    is not installed. A network with nothing to fold is copied.
+    is not installed; one that stock timm lacks becomes its plain form, such as `lc_resnet_cifar` with `expansion=None`.
+    A network with nothing to fold is copied.
 
     Example:
         >>> import timm, timm_lc
@@ -37,10 +38,21 @@ def fold(model: nn.Module) -> nn.Module:
         elif isinstance(module, nn.Conv2d):
             unseed_convolution(module)
     vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
-    architecture = (getattr(folded, 'pretrained_cfg', None) or {}).get('architecture', '')
-    base = architecture.removeprefix('lc_')
-    if base != architecture and is_model(base):
-        stock = get_pretrained_cfg(base)
-        describe_as(folded, base, stock.first_conv if stock else None)
-        forget_arguments(folded, LC_ARGUMENTS)
+    _name_plain(folded)
     return folded
+
+
+def _name_plain(model: nn.Module) -> None:
+    """Tell timm, in place, from which architecture and arguments to build a folded `lc_` network again."""
+    architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', '')
+    base = architecture.removeprefix('lc_')
+    if base == architecture:
+        return
+    if is_model(base):
+        stock = get_pretrained_cfg(base)
+        describe_as(model, base, stock.first_conv if stock else None)
+        replace_arguments(model, LC_ARGUMENTS, {})
+    else:
+        name, geometry = getattr(model, 'plain_form', (architecture, {}))
+        describe_as(model, name, model.pretrained_cfg['first_conv'])  # building it finds the stem
+        replace_arguments(model, LC_ARGUMENTS, {**geometry, 'expansion': None, 'freeze_spatial': False})

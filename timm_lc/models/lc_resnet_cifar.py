@@ -88,6 +88,8 @@ class CifarResNet(nn.Module):
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = 4 * width
         self.grad_checkpointing = False
+        # what `fold` saves: a registered name and the arguments that give this network without LC-Blocks
+        self.plain_form = 'lc_resnet_cifar', {'depth': depth, 'width': width, 'kernel_size': kernel_size}
         self.conv1 = nn.Conv2d(in_chans, width, kernel_size, padding=kernel_size // 2, bias=False, **factory)
         self.bn1 = nn.BatchNorm2d(width, **factory)
         self.act1 = nn.ReLU()
