@@ -10,7 +10,7 @@ PACKAGE = Path(timm_lc.__file__).parent
 ORDER = [
     '_timm',
     'filters', 'spatial', 'packing', 'frozen', 'layers',
-    'freeze', 'sharing', 'convert', 'folding', 'counting',
+    'freeze', 'sharing', 'convert', 'folding', 'pruning', 'counting',
     'analysis.metrics', 'analysis.robustness', 'analysis',
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
@@ -62,7 +62,7 @@ def test_public_names_are_these():
     public = {name for name in vars(timm_lc) if not name.startswith('_')}
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
-        'save_pretrained', 'push_to_hub',
+        'prune_pointwise', 'save_pretrained', 'push_to_hub',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules

@@ -12,4 +12,5 @@ from .folding import fold as fold
 from .freeze import freeze_spatial as freeze_spatial
 from .hub import push_to_hub as push_to_hub
 from .layers import LCConv2d as LCConv2d
+from .pruning import prune_pointwise as prune_pointwise
 from .sharing import share_weights as share_weights

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .spatial import is_pointwise
+from .spatial import is_pointwise, pointwise_convolutions
 
 __all__ = ['accept_packed', 'pack_pointwise']
 
@@ -20,11 +20,9 @@ def pack_pointwise(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str,
 
     The classifier stays whole, because timm looks for its weight to adapt it.
     """
-    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
-    whole = (classifier,) if isinstance(classifier, str) else classifier
     packed = dict(state_dict)
-    for name, module in model.named_modules():
-        if is_pointwise(module) and name not in whole and f'{name}.weight' in packed:
+    for name, _ in pointwise_convolutions(model):
+        if f'{name}.weight' in packed:
             weight = packed[f'{name}.weight'].flatten()
             kept = weight != 0
             if kept.sum() * weight.itemsize + weight.numel() / 8 < weight.nbytes:

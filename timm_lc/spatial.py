@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from timm.layers import CondConv2d
 from torch import nn
 
-__all__ = ['FilterFn', 'is_pointwise', 'is_spatial', 'spatial_convolutions']
+__all__ = ['FilterFn', 'is_pointwise', 'is_spatial', 'pointwise_convolutions', 'spatial_convolutions']
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -21,6 +21,15 @@ def is_spatial(module: nn.Module) -> bool:
 def is_pointwise(module: nn.Module) -> bool:
     """Return whether `module` is an `nn.Conv2d` (any subclass) with a 1x1 kernel."""
     return isinstance(module, nn.Conv2d) and max(module.kernel_size) == 1
+
+
+def pointwise_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Yield (qualified name, module) of the pointwise convolutions that are not the classifier's; each once."""
+    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
+    left_out = {classifier} if isinstance(classifier, str) else set(classifier)
+    for name, module in model.named_modules():
+        if is_pointwise(module) and name not in left_out and _HEAD not in name.split('.'):
+            yield name, module
 
 
 def spatial_convolutions(model: nn.Module, filter_fn: FilterFn | None = None) -> Iterator[tuple[str, nn.Conv2d]]:
