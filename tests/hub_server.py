@@ -68,7 +68,8 @@ class Fault:
     """What to do to the next `times` requests whose "METHOD /path" begins with a match of `pattern`.
 
     `action` is a status to answer, 'drop' (read half of the request, close the connection), 'die' (the same, and
-    listen no more) or 'truncate' (answer with half of the content).
+    listen no more), 'truncate' (send half of the content, close the connection) or 'short' (keep or send half of the
+    content as if it were all).
     """
 
     pattern: str
@@ -81,7 +82,7 @@ class Hub:
 
     def __init__(self):
         self.repositories, self.objects = {}, {}
-        self.faults, self.requests = [], []
+        self.faults, self.requests, self.unknown = [], [], []
         self.port, self.server = 0, None
         self.lock = threading.Lock()
 
@@ -134,7 +135,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def handle_any(self):
         split = urlsplit(self.path)
-        path, self.query = unquote(split.path), parse_qs(split.query)
+        path, self.query = split.path, parse_qs(split.query)  # a revision is quoted: refs%2Fpr%2F1
         request = f'{self.command} {path}'
         self.hub = self.server.hub
         if self.hub.server is not self.server:  # dead: nor does a connection that was kept alive get an answer
@@ -144,14 +145,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get('Content-Length') or 0)
         if action in ('drop', 'die'):
             return self.break_off(length // 2, action)
-        self.truncates, self.body = action == 'truncate', self.rfile.read(length)
+        self.action, self.body = action, self.rfile.read(length)
         if isinstance(action, int):
-            return self.error(action, {401: 'Invalid credentials', 403: 'Forbidden'}.get(action, 'on order'))
+            return self.error(action, 'a fault on order')
         for method, pattern, answer in self.routes:
             match = re.fullmatch(pattern, path)
             if method == self.command.replace('HEAD', 'GET') and match:
                 with self.hub.lock:
-                    return answer(self, **match.groupdict())
+                    return answer(self, **{name: unquote(value) for name, value in match.groupdict().items()})
+        if path != '/api/agent-harnesses':  # of no interest: which program the client runs under
+            self.hub.unknown.append(request)
         return self.error(404, f'unknown {request}')
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
@@ -163,20 +166,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.hub.stop()
 
     def send(self, status=200, content=b'', headers=()):
+        content = content[: len(content) // 2] if self.action == 'short' else content
         self.send_response(status)
         for name, value in dict(headers).items():
             self.send_header(name, value)
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
+        if self.action == 'truncate':
+            content, self.close_connection = content[: len(content) // 2], True
         if self.command != 'HEAD':
-            self.wfile.write(content[: len(content) // 2] if self.truncates else content)
-        self.close_connection |= self.truncates
+            self.wfile.write(content)
 
     def json(self, data, status=200, headers=()):
         self.send(status, json.dumps(data).encode(), {'Content-Type': 'application/json', **dict(headers)})
 
     def error(self, status, message, code=None):
-        self.truncates = False
+        self.action = None
         self.json({'error': message}, status, {'X-Error-Message': message, **({'X-Error-Code': code} if code else {})})
 
     def may_write(self):
@@ -265,7 +270,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.json({'transfer': 'basic', 'objects': objects})
 
     def upload(self, oid):
-        self.hub.objects[oid] = self.body
+        self.hub.objects[oid] = self.body[: len(self.body) // 2] if self.action == 'short' else self.body
         self.send()
 
     def verify(self, repo):
@@ -319,17 +324,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     routes = (
         ('POST', '/api/repos/create', create),
         ('POST', '/api/validate-yaml', validate),
-        ('POST', '/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>.+)', preupload),
-        ('POST', '/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>.+)', commit),
-        ('POST', '/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>.+)', branch),
+        ('POST', '/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)', preupload),
+        ('POST', '/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)', commit),
+        ('POST', '/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)', branch),
         ('GET', '/api/models/(?P<repo>[^/]+/[^/]+)', info),
-        ('GET', '/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>.+)', info),
-        ('GET', '/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>.+)', tree),
+        ('GET', '/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)', info),
+        ('GET', '/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)', tree),
         ('POST', '/(?P<repo>[^/]+/[^/]+)[.]git/info/lfs/objects/batch', batch),
         ('PUT', '/lfs/(?P<oid>.+)', upload),
         ('POST', '/verify/(?P<repo>.+)', verify),
         ('GET', '/cdn/(?P<oid>.+)', content),
-        ('GET', '/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+|refs/pr/[0-9]+)/(?P<path>.+)', resolve),
+        ('GET', '/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)', resolve),
     )
 
 

@@ -32,6 +32,7 @@ __all__ = ['push_to_hub', 'read_card', 'read_facts', 'write_repositories']
 FAILURES: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError)
 
 ADVICE = {
+    400: 'correct it and push again',
     401: 'log in with `hf auth login`, or give a token that may write',
     403: 'give a token that may write to this repository, or open a pull request with `create_pr`',
     404: 'check the name; a private repository needs a login: `hf auth login`',
@@ -197,9 +198,9 @@ def _metrics(path: Path, epoch: int | None) -> dict[str, float]:
 def _stock(model: nn.Module) -> nn.Module:
     """Return the folded network, of an architecture that stock timm has."""
     stock = fold(model)
-    architecture = stock.pretrained_cfg['architecture']
-    if architecture.startswith('lc_'):
-        raise ValueError(f'stock timm has no architecture for {architecture}: push it without its stock form')
+    if stock.pretrained_cfg['architecture'].startswith('lc_'):
+        name = model.pretrained_cfg['architecture']
+        raise ValueError(f'stock timm has no architecture for {name}: push it without its stock form')
     return stock
 
 
