@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_evaluation_is_by_hand(images):
 @pytest.mark.parametrize('epoch', [1, 3])
 def test_interrupted_run_goes_on_to_the_bit(images, tmp_path, monkeypatch, epoch):
     accuracy = train(RUN, images, tmp_path / 'whole', CPU)
-    append = trainer._append
+    append = trainer.append_line
 
     def interrupt(path, line):
         append(path, line)  # killed between the line of metrics and the state
@@ -136,7 +137,7 @@ def test_interrupted_run_goes_on_to_the_bit(images, tmp_path, monkeypatch, epoch
                 file.write('{"epoch": ')
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, '_append', interrupt)
+    monkeypatch.setattr(trainer, 'append_line', interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(RUN, images, tmp_path / 'cut', CPU)
     monkeypatch.undo()
@@ -156,6 +157,22 @@ def test_finished_run_is_not_repeated_and_its_checkpoint_loads(images, tmp_path,
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
     assert evaluate(model, images)['accuracy'] == accuracy
     assert accuracy == json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[-1])['accuracy']
+
+
+def test_run_stops_before_an_epoch_that_would_be_late(images, tmp_path):
+    for finished in (1, 2, 3):
+        with pytest.raises(trainer.OutOfTime):
+            train(RUN, images, tmp_path / 'cut', CPU, deadline=0)
+        assert len((tmp_path / 'cut/metrics.jsonl').read_text().splitlines()) == finished
+    assert train(RUN, images, tmp_path / 'cut', CPU, deadline=0) == train(RUN, images, tmp_path / 'whole', CPU)
+
+
+def test_checksum_tells_images_apart(images):
+    crc = 0
+    for tensor in (images.train, images.train_labels, images.validation, images.validation_labels):
+        crc = zlib.crc32(tensor.numpy().tobytes(), crc)
+    assert int(images.checksum, 16) == crc
+    assert images.map(lambda tensor: tensor[:-1]).checksum != images.checksum
 
 
 def test_folder_of_another_run_is_refused(images, tmp_path):

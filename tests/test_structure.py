@@ -11,12 +11,14 @@ ORDER = [
     '_timm',
     'filters', 'spatial', 'packing', 'frozen', 'layers',
     'freeze', 'sharing', 'convert', 'folding', 'pruning', 'counting',
-    'analysis.metrics', 'analysis.robustness', 'analysis',
+    'analysis.metrics', 'analysis.robustness', 'analysis.statistics', 'analysis.plots', 'analysis',
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
     'card', 'checkpoint', 'hub',
     'info', 'evaluation', 'demo',
-    'experiments.data', 'experiments.trainer', 'experiments', 'scripts', 'cli', '__main__', '__init__',
+    'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.measures', 'experiments.catalogue',
+    'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.reproduce',
+    'experiments.commands', 'experiments', 'scripts', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 

@@ -63,6 +63,19 @@ def _demo(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _cifar(args: argparse.Namespace) -> None:
+    _known_model(args.model)
+    from .experiments.commands import run_cifar
+
+    run_cifar(args)
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from .experiments.commands import run_reproduce
+
+    run_reproduce(args)
+
+
 def _push(args: argparse.Namespace) -> None:
     if args.model:
         _known_model(args.model)
@@ -147,6 +160,8 @@ def _script(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .experiments import commands as commands_of
+
     parser = argparse.ArgumentParser(
         prog='timm-lc', description='Networks that never learn their spatial filters, in timm.'
     )
@@ -207,6 +222,23 @@ def _parser() -> argparse.ArgumentParser:
             'timm-lc push output/train/RUN user/name --dry-run',
         )
     )
+
+    cifar = add(
+        'cifar',
+        _cifar,
+        "train as in the paper's appendix C, with several seeds",
+        'timm-lc cifar --model lc_resnet20_16x8 --data cifar10 --runs 4',
+    )
+    commands_of.add_cifar_arguments(cifar)
+    cifar.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
+
+    reproduce = add(
+        'reproduce',
+        _reproduce,
+        "run what a figure or table of the paper is missing, and write ours beside the paper's",
+        'timm-lc reproduce fig1 --data cifar10 --runs 1 --epochs 5 --values 1,4,8,32 --device cpu',
+    )
+    commands_of.add_reproduce_arguments(reproduce)
 
     demo = add('demo', _demo, 'train a frozen-random network beside its learnable twin', 'timm-lc demo --epochs 10')
     demo.add_argument('--model', default='lc_resnet20_16x8', help='an lc_ model (default: %(default)s)')

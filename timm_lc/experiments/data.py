@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ class Images:
         mean = (counts * values).sum(1, keepdim=True) / pixels.shape[1]
         variance = (counts * (values - mean).square()).sum(1) / pixels.shape[1]
         return mean[:, 0].float(), variance.sqrt().float()
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """CRC-32 of all pixels and labels, in hexadecimal digits."""
+        tensors = (self.train, self.train_labels, self.validation, self.validation_labels)
+        crc = functools.reduce(lambda crc, tensor: zlib.crc32(tensor.cpu().contiguous().numpy(), crc), tensors, 0)
+        return f'{crc:08x}'
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images (N, C, H, W) as float32, less the mean and over the deviation of each channel."""

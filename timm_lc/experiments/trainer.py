@@ -7,7 +7,6 @@ saved: a run that was killed goes on with the same weights, to the bit on a CPU.
 import dataclasses
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -23,10 +22,29 @@ from tqdm import tqdm
 
 from timm_lc.checkpoint import save_pretrained
 from timm_lc.experiments.data import Images, augment
+from timm_lc.experiments.files import append_line, read_lines, write_lines, write_text
 
-__all__ = ['Recipe', 'Run', 'Speed', 'epoch_draws', 'evaluate', 'learning_rate', 'train']
+__all__ = [
+    'METRICS',
+    'RUN',
+    'STATE',
+    'OutOfTime',
+    'Recipe',
+    'Run',
+    'Speed',
+    'claim',
+    'describe_device',
+    'epoch_draws',
+    'evaluate',
+    'learning_rate',
+    'train',
+]
 
 METRICS, STATE, RUN = 'metrics.jsonl', 'state.pt', 'run.json'
+
+
+class OutOfTime(Exception):
+    """Training stopped after an epoch, to go on later: the next one would end past its deadline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +103,15 @@ class Speed:
         return cls(amp=fast, channels_last=fast, compile=fast)
 
 
-def train(run: Run, images: Images, directory: Path, device: torch.device, speed: Speed | None = None) -> float:
+def train(
+    run: Run,
+    images: Images,
+    directory: Path,
+    device: torch.device,
+    speed: Speed | None = None,
+    *,
+    deadline: float = math.inf,
+) -> float:
     """Train, or go on with what `directory` holds, and return the final validation accuracy in percent.
 
     Writes `run.json`, one line an epoch in `metrics.jsonl`, `state.pt` to resume from, and in the end a checkpoint of
@@ -98,7 +124,7 @@ def train(run: Run, images: Images, directory: Path, device: torch.device, speed
     steps = len(images.train) // recipe.batch_size
     if not steps:
         raise ValueError(f'`batch_size` {recipe.batch_size} must not exceed the {len(images.train)} training images')
-    _claim(directory, run, images, device, speed)
+    claim(directory, run, images, device, speed)
     model, optimizer = _create(run, images, device, speed)
     start = _resume(directory, model, optimizer)
     if start < recipe.epochs:
@@ -110,10 +136,12 @@ def train(run: Run, images: Images, directory: Path, device: torch.device, speed
                 line = _train_epoch(trained, optimizer, run, images, epoch, speed, bar)
                 line.update(evaluate(trained, images, speed))
                 bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
-                _append(directory / METRICS, line)
+                append_line(directory / METRICS, line)
                 _save_state(directory, model, optimizer, epoch + 1)
+                if epoch + 1 < recipe.epochs and time.monotonic() + line['seconds'] > deadline:
+                    raise OutOfTime
     save_pretrained(model, directory)
-    return float(_lines(directory / METRICS)[-1]['accuracy'])
+    return float(read_lines(directory / METRICS)[-1]['accuracy'])
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -201,23 +229,35 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
     return model, optimizer
 
 
-def _claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
-    """Write `run.json` into a new folder, or check that the folder is of this run."""
-    directory.mkdir(parents=True, exist_ok=True)
+def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
+    """Write `run.json` into a new folder, or check that the folder is of this run.
+
+    Raises:
+        ValueError: If it is of another run, or of other images.
+    """
     path = directory / RUN
-    what = {**dataclasses.asdict(run), 'data': images.name, 'images': [len(images.train), len(images.validation)]}
+    sizes = [len(images.train), len(images.validation)]
+    what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
     if path.is_file():
-        known = json.loads(path.read_text())['run']
+        known = json.loads(path.read_text(encoding='utf-8'))['run']
         if known != what:
             differing = [key for key in what if known.get(key) != what[key]]
             raise ValueError(f'`output` {directory} holds another run: {", ".join(differing)} differ')
         return
-    machine = (
-        torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
-    )
     versions = {'torch': torch.__version__, 'timm': timm.__version__, 'python': platform.python_version()}
-    where = {'device': machine, 'threads': torch.get_num_threads(), **versions, **dataclasses.asdict(speed)}
-    _write(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
+    machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
+    where = {**machine, **versions, **dataclasses.asdict(speed)}
+    write_text(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8').splitlines() if info.is_file() else []
+    names = [line.partition(': ')[2] for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _resume(directory: Path, model: nn.Module, optimizer: Any) -> int:
@@ -229,8 +269,8 @@ def _resume(directory: Path, model: nn.Module, optimizer: Any) -> int:
     state = torch.load(path, map_location='cpu', weights_only=True)
     model.load_state_dict(state['model'])
     optimizer.load_state_dict(state['optimizer'])
-    finished = [line for line in _lines(directory / METRICS) if line['epoch'] <= state['epoch']]
-    _write(directory / METRICS, ''.join(json.dumps(line) + '\n' for line in finished))
+    finished = [line for line in read_lines(directory / METRICS) if line['epoch'] <= state['epoch']]
+    write_lines(directory / METRICS, finished)
     return int(state['epoch'])
 
 
@@ -238,22 +278,3 @@ def _save_state(directory: Path, model: nn.Module, optimizer: Any, epoch: int) -
     partial = directory / f'{STATE}.partial'
     torch.save({'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, partial)
     partial.replace(directory / STATE)
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open('a') as file:
-        file.write(json.dumps(line) + '\n')
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSON-lines file; a line cut off by an interruption is left out."""
-    text = path.read_text() if path.is_file() else ''
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(text)
-    partial.replace(path)

@@ -1,0 +1,97 @@
+"""Results of an experiment: `runs.jsonl`, one line for each point and training seed, and what it says when collected.
+
+Lines stand for themselves: files of several machines may be joined by `cat`, a later line replaces an earlier one
+of the same run.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from timm_lc.experiments.catalogue import Experiment, Variant
+from timm_lc.experiments.files import read_lines, write_lines
+from timm_lc.experiments.trainer import Run
+
+__all__ = ['FORMAT', 'RUNS', 'Cells', 'collect', 'describe', 'load', 'make_line', 'merge', 'setting_of', 'settings']
+
+FORMAT = 1
+RUNS = 'runs.jsonl'
+
+Line = dict[str, Any]
+Cells = dict[tuple[str, Any, str], dict[str, dict[int, Any]]]
+
+
+def make_line(variant: Variant, run: dict[str, Any] | None, where: dict[str, Any], values: dict[str, Any]) -> Line:
+    """Return a line of `runs.jsonl`; `run` is None for what needs no training."""
+    about = {'facet': variant.facet, 'series': variant.series, 'x': variant.x, 'pruned': variant.amount}
+    run = run or {'model': variant.model, 'model_kwargs': variant.model_kwargs, 'seed': None}
+    return {'format': FORMAT, **about, 'run': run, 'where': where, 'values': values}
+
+
+def describe(run: Run, data: str, limit: int | None) -> dict[str, Any]:
+    """Return what a line says of a training run before it is trained."""
+    return {**dataclasses.asdict(run), 'data': data, 'limit': limit}
+
+
+def load(directory: Path) -> list[Line]:
+    """Return the lines of a folder's `runs.jsonl`, [] if there is none.
+
+    Raises:
+        ValueError: If it was written by another version, or is damaged.
+    """
+    path = directory / RUNS
+    try:
+        lines = read_lines(path)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
+    for line in lines:
+        if line.get('format') != FORMAT:
+            found = line.get('format')
+            raise ValueError(f'{path} was written by another version: its format is {found}, this one reads {FORMAT}')
+    return lines
+
+
+def merge(directory: Path, lines: Iterable[Line]) -> list[Line]:
+    """Add lines to a folder's `runs.jsonl`, replacing those of the same runs; return all."""
+    merged = {_identity(line): line for line in [*load(directory), *lines]}
+    write_lines(directory / RUNS, merged.values())
+    return list(merged.values())
+
+
+def setting_of(run: dict[str, Any]) -> str:
+    """Return what runs must have in common to be averaged: data and recipe, the penalty aside; '' if not trained."""
+    if run['seed'] is None:
+        return ''
+    recipe = {key: value for key, value in run['recipe'].items() if key != 'l1'}
+    return json.dumps({'data': run['data'], 'limit': run['limit'], **recipe}, sort_keys=True)
+
+
+def settings(lines: Iterable[Line]) -> list[str]:
+    """Return the settings of trained lines: most epochs first, then most lines."""
+    found = [setting_of(line['run']) for line in lines]
+    known = {setting for setting in found if setting}
+    return sorted(known, key=lambda setting: (json.loads(setting)['epochs'], found.count(setting)), reverse=True)
+
+
+def collect(experiment: Experiment, lines: Iterable[Line], setting: str) -> Cells:
+    """Return, for each (facet, x, series) and key of values, the value of each training seed.
+
+    Lines of other settings, and of points that the experiment has not, are left out; what needs no training has seed 0.
+    """
+    points = {(variant.facet, variant.x, variant.series) for variant in experiment.variants}
+    cells: Cells = {}
+    for line in lines:
+        point = (line['facet'], line['x'], line['series'])
+        if point not in points or setting_of(line['run']) not in ('', setting):
+            continue
+        for key, value in line['values'].items():
+            cells.setdefault(point, {}).setdefault(key, {})[line['run']['seed'] or 0] = value
+    return cells
+
+
+def _identity(line: Line) -> str:
+    run = {key: value for key, value in line['run'].items() if key not in ('images', 'checksum')}
+    parts = [line['facet'], line['series'], line['x'], line['pruned'], run]
+    return json.dumps(parts, sort_keys=True)
