@@ -1,25 +1,49 @@
 """The only file that touches timm's non-public names."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from timm.models._features import feature_take_indices as feature_take_indices
-from timm.models._hub import save_config_for_hf as save_config_for_hf
+from timm.models._hub import save_config_for_hf
 from timm.optim._optim_factory import default_registry as optimizer_registry
 from torch import nn
 
-__all__ = ['describe_as', 'feature_take_indices', 'optimizer_registry', 'replace_arguments', 'save_config_for_hf']
+__all__ = [
+    'describe_as',
+    'feature_take_indices',
+    'optimizer_registry',
+    'record_arguments',
+    'replace_arguments',
+    'save_config',
+]
+
+# What timm's factory passes beside the arguments that make a network what it is
+_RUNTIME = ('pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_model_args', 'cache_dir', 'device', 'dtype')
 
 
 def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:
     """Change, in place, what timm saves and reads as the architecture and the input convolutions of `model`."""
     model.pretrained_cfg = {**model.pretrained_cfg, 'architecture': architecture, 'first_conv': first_conv}
     model.default_cfg = model.pretrained_cfg
-    if hasattr(model, '_traits'):  # timm 1.0.30 on
+    if hasattr(model, '_traits'):  # timm 1.0.31 on
         model._traits = {**model._traits, 'first_conv': first_conv}
 
 
+def record_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Keep, in place, the keyword arguments that build `model` again; timm's factory does so from 1.0.31 on."""
+    model._model_args = {key: value for key, value in arguments.items() if key not in _RUNTIME}
+
+
 def replace_arguments(model: nn.Module, forgotten: tuple[str, ...], given: dict[str, Any]) -> None:
-    """Remove and add, in place, keyword arguments of those that timm saves to build `model` again."""
-    if hasattr(model, '_model_args'):  # timm 1.0.30 on
-        kept = {key: value for key, value in model._model_args.items() if key not in forgotten}
-        model._model_args = {**kept, **given}
+    """Remove and add, in place, keyword arguments of those that build `model` again."""
+    kept = {key: value for key, value in getattr(model, '_model_args', {}).items() if key not in forgotten}
+    model._model_args = {**kept, **given}
+
+
+def save_config(model: nn.Module, path: Path, *, model_config: dict[str, Any], model_args: dict[str, Any]) -> None:
+    """Write timm's config.json with the recorded arguments, which timm itself does not look for before 1.0.31."""
+    if not hasattr(model, '_traits'):
+        recorded = getattr(model, '_model_args', {})
+        model_args = {**recorded, 'num_classes': model.num_classes, **model_args}
+    save_config_for_hf(model, path, model_config=model_config, model_args=model_args)

@@ -7,6 +7,7 @@ import argparse
 import json
 import pickle
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 import timm
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from ._timm import save_config_for_hf
+from ._timm import save_config
 from .card import MARKER, model_card
 from .counting import count_parameters
 from .filters import VERSION
@@ -46,7 +48,7 @@ def save_pretrained(
     The weights are the learned ones; filters are drawn again from their records. The files appear only when whole.
 
     Args:
-        model: A network from `timm.create_model`.
+        model: A network from `timm.create_model`, or what DistributedDataParallel or `torch.compile` made of it.
         directory: Folder to write to; made if need be.
         sparse: Whether to store pruned pointwise weights as a bit mask and values; only `lc_` models load this form.
         dtype: Floating type to store matrices and filters in; vectors (norms, biases) keep theirs.
@@ -65,12 +67,13 @@ def save_pretrained(
         >>> folder = timm_lc.save_pretrained(model, tempfile.mkdtemp())
         >>> model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     """
-    directory = Path(directory)
+    directory, model = Path(directory), unwrap_model(model)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
         _write_config(model, Path(staged, CONFIG), model_args)
         _check_rebuilds(model, Path(staged))
-        save_file(_tensors(model, sparse=sparse, dtype=dtype), Path(staged, WEIGHTS), metadata={'format': 'pt'})
+        tensors = _tensors(model, sparse=sparse, dtype=dtype)
+        save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors))
         Path(staged, CARD).write_text(model_card(model) if card is None else card, encoding='utf-8')
         keeps_card = card == '' or is_foreign_card(directory / CARD)
         for name in (WEIGHTS, CONFIG) if keeps_card else (WEIGHTS, CONFIG, CARD):
@@ -95,7 +98,7 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
     checkpoint = read_checkpoint(path)
     try:
         if name is None and path.name == WEIGHTS and path.with_name(CONFIG).is_file():
-            return timm.create_model(f'local-dir:{path.parent}', pretrained=True, **model_kwargs).eval()
+            return _load_folder(path, model_kwargs)
         args = train_arguments(path, checkpoint)
         name = name or args.get('model')
         if name is None:
@@ -104,9 +107,23 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
         model.load_state_dict(_weights(checkpoint))
     except RuntimeError as error:
         raise ValueError(f'cannot load {path}: {error}') from error
-    if args:
-        model.pretrained_cfg = {**model.pretrained_cfg, **resolve_data_config(args, model=model)}
+    if args:  # the run's data config; what timm recommends for testing is of its own weights
+        data_config = {**resolve_data_config(args, model=model), 'test_input_size': None, 'test_crop_pct': None}
+        model.pretrained_cfg = {**model.pretrained_cfg, **data_config}
     return model.eval()
+
+
+def _load_folder(path: Path, model_kwargs: dict[str, Any]) -> nn.Module:
+    """Build the network of the config beside the weights `path`."""
+    config = path.with_name(CONFIG)
+    try:
+        json.loads(config.read_text(encoding='utf-8'))['architecture']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{config} does not tell the architecture of a timm model: {error}') from error
+    weights = {'source': 'file', 'file': str(path)}  # which reads safetensors before timm 1.0.26 too
+    return timm.create_model(
+        f'local-dir:{path.parent}', pretrained=True, pretrained_cfg_overlay=weights, **model_kwargs
+    ).eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -120,14 +137,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
         if path.suffix == '.safetensors':
-            return load_file(path)
+            return _read_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f'{path} is not a readable checkpoint: {error}') from error
+    except pickle.UnpicklingError as error:
+        reason = 'it is damaged, or holds more than tensors and plain values, which could run code'
+        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).partition('\n')[0] or type(error).__name__
+        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
     if not isinstance(loaded, dict):
         raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
     return loaded
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, verified if `save_pretrained` wrote it."""
+    with safe_open(path, framework='pt') as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        expected = json.loads((file.metadata() or {}).get('crc32', '{}'))
+    found = _checksums(tensors)
+    damaged = [name for name in {**expected, **found} if expected and expected.get(name) != found.get(name)]
+    if damaged:
+        raise ValueError(f'{damaged[0]!r} does not match its checksum')
+    return tensors
+
+
+def file_metadata(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what a file says beside its tensors: a CRC-32 of the bytes of each."""
+    return {'format': 'pt', 'crc32': json.dumps(_checksums(tensors))}
+
+
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {
+        name: f'{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}'
+        for name, tensor in sorted(tensors.items())
+    }
 
 
 def weights_file(path: Path) -> Path:
@@ -171,6 +216,8 @@ def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | 
     """Write timm's own config, and beside it what a reader may want to know of the filters."""
     if not getattr(model, 'pretrained_cfg', None):
         raise ValueError('`model` must come from timm.create_model: it has no architecture to write into config.json')
+    if not hasattr(model, 'num_classes'):
+        raise ValueError(f'`model` is a {type(model).__name__}, a part of a network: save the whole network')
     records = [module.filter_record for module in model.modules() if is_frozen(module)]
     about = {
         'generator': VERSION,
@@ -178,19 +225,25 @@ def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | 
         'shared': any(record.is_shared for record in records),
         'parameters': count_parameters(model)._asdict(),
     }
-    save_config_for_hf(model, str(path), model_config={'timm_lc': about}, model_args=dict(model_args or {}))
+    save_config(model, path, model_config={'timm_lc': about}, model_args=dict(model_args or {}))
 
 
 def _check_rebuilds(model: nn.Module, directory: Path) -> None:
-    """Refuse a network that was changed since timm created it, which the saved name would not build."""
+    """Refuse a network that was changed since timm created it, which the saved name would not build.
+
+    Kept filters are in the file and need not be in the network that it is loaded into: that adopts their record.
+    """
     config = json.loads((directory / CONFIG).read_text())
     with torch.device('meta'):
         rebuilt = timm.create_model(f'local-dir:{directory}').state_dict()
     saved = model.state_dict()
+    kept = {
+        f'{name}.weight' for name, module in model.named_modules() if is_frozen(module) and module.filter_record.is_kept
+    }
     differing = [
         key
         for key in {**saved, **rebuilt}
-        if key not in saved or key not in rebuilt or saved[key].shape != rebuilt[key].shape
+        if key not in kept and (key not in saved or key not in rebuilt or saved[key].shape != rebuilt[key].shape)
     ]
     if differing:
         call = f'timm.create_model({config["architecture"]!r}, **{config.get("model_args", {})})'
@@ -202,6 +255,11 @@ def _check_rebuilds(model: nn.Module, directory: Path) -> None:
 
 def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the state dict as a file stores it: on the CPU, contiguous, cast and packed."""
+    architecture = model.pretrained_cfg['architecture']
+    if sparse and not architecture.startswith('lc_'):
+        raise ValueError(
+            f'`sparse` is for lc_ networks: {architecture!r}, which is not one, loads ordinary weights only'
+        )
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f'`dtype` must be a floating type, got {dtype}')
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -215,12 +273,14 @@ def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> di
 
 def _arguments(args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` among those of train.py."""
-    given = {'num_classes': args.get('num_classes'), 'in_chans': args.get('in_chans'), 'global_pool': args.get('gp')}
+    channels = (args.get('input_size') or (None,))[0] if args.get('in_chans') is None else args['in_chans']
+    given = {'num_classes': args.get('num_classes'), 'in_chans': channels, 'global_pool': args.get('gp')}
+    given |= {'bn_momentum': args.get('bn_momentum'), 'bn_eps': args.get('bn_eps')}
     return {**{key: value for key, value in given.items() if value is not None}, **args.get('model_kwargs', {})}
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
-        if key in checkpoint:
+        if checkpoint.get(key) is not None:
             return clean_state_dict(checkpoint[key])
     return clean_state_dict(checkpoint)

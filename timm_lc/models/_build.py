@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from timm_lc._timm import describe_as
+from timm_lc._timm import describe_as, record_arguments
 from timm_lc.convert import add_linear_combinations
 from timm_lc.folding import LC_ARGUMENTS
 from timm_lc.freeze import freeze_spatial, seed_spatial
@@ -123,7 +123,9 @@ def register(
     """Register `name` with timm as an entry point of the module with these globals; arguments win over `defaults`."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build(name, create_base, first_conv, pretrained=pretrained, **{**defaults, **kwargs})
+        model = build(name, create_base, first_conv, pretrained=pretrained, **{**defaults, **kwargs})
+        record_arguments(model, kwargs)
+        return model
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__, entrypoint.__doc__ = module['__name__'], doc
