@@ -9,10 +9,12 @@ import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import prune
 
-import timm_lc  # noqa: F401  # registers the optimizers
+from timm_lc import prune_pointwise
 
 NAMES = list_optimizers('l1*')
 BASES = {name: name.removeprefix('l1') for name in NAMES}
@@ -71,6 +73,34 @@ def difference(model, other):
 
 def weights(model):
     return [model.pointwise.weight, model.grouped.weight]
+
+
+def pruned(dtype=torch.float32):
+    return prune_pointwise(build(dtype), 0.5)
+
+
+def masks(model):
+    """Return where the pointwise weights are not zero."""
+    return [weight.detach().numpy() != 0 for weight in weights(model)]
+
+
+def train_masked(model, optimizer, steps=20, l1=0.0):
+    """Train with the gradients and the weights masked by hand in each step; `optimizer` may be any."""
+    kept = masks(model)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (cross_entropy(model(INPUT.to(model.head.weight)), LABELS) + l1 * model.penalty()).backward()
+        for weight, mask in zip(weights(model), kept, strict=True):
+            weight.grad.copy_(torch.from_numpy(np.where(mask, weight.grad.numpy(), 0)))
+        optimizer.step()
+        for weight, mask in zip(weights(model), kept, strict=True):
+            with torch.no_grad():
+                weight.copy_(torch.from_numpy(np.where(mask, weight.detach().numpy(), 0)))
+    return model
+
+
+def same_masks(model, other):
+    return all((one == two).all() for one, two in zip(masks(model), masks(other), strict=True))
 
 
 def test_all_of_timms_own_first_order_optimizers_are_there():
@@ -307,10 +337,207 @@ def test_matched_tensors_are_logged_once(caplog):
     assert '(16, 8, 1, 1)' in caplog.text
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_zeros_stay_and_all_else_steps_as_masked_by_hand(name):
+    model, by_hand = pruned(), pruned()
+    train(model, optimizer_for(model, name, keep_zeros=True), steps=8)
+    train_masked(by_hand, optimizer_for(by_hand, BASES[name]), steps=8)
+    assert difference(model, by_hand) < 1e-6
+    assert same_masks(model, pruned())
+    assert difference(model, pruned()) > 1e-6
+
+
+@pytest.mark.parametrize('name', ['l1sgd', 'l1adamw', 'l1lamb', 'l1lion'])
+def test_keeping_zeros_is_training_under_torchs_own_mask(name):
+    model, by_hand = pruned(), pruned()
+    train(model, optimizer_for(model, name, keep_zeros=True))
+    for conv, mask in zip((by_hand.pointwise, by_hand.grouped), masks(by_hand), strict=True):
+        prune.custom_from_mask(conv, 'weight', torch.from_numpy(mask))
+    train(by_hand, optimizer_for(by_hand, BASES[name]))
+    for conv in (by_hand.pointwise, by_hand.grouped):
+        prune.remove(conv, 'weight')
+    own, other = dict(model.named_parameters()), dict(by_hand.named_parameters())
+    assert max((own[name] - other[name]).abs().max().item() for name in own) < 1e-6
+    assert same_masks(model, pruned())
+
+
+@pytest.mark.parametrize('name', FEW)
+def test_without_keep_zeros_pruned_weights_come_back(name):
+    model = pruned()
+    train(model, optimizer_for(model, name, l1=0), steps=3)
+    assert not same_masks(model, pruned())
+
+
+@pytest.mark.parametrize('l1_mode', ['subgradient', 'proximal'])
+def test_zeros_are_kept_beside_a_penalty(l1_mode):
+    model, by_hand = pruned(), pruned()
+    train(model, optimizer_for(model, 'l1sgd', l1=L1, l1_mode=l1_mode, keep_zeros=True), steps=8)
+    if l1_mode == 'subgradient':
+        train_masked(by_hand, optimizer_for(by_hand, 'sgd'), steps=8, l1=L1)
+    else:
+        train_masked(by_hand, optimizer_for(by_hand, 'l1sgd', l1=L1, l1_mode=l1_mode), steps=8)
+    assert difference(model, by_hand) < 1e-6
+    assert same_masks(model, by_hand)
+
+
+def test_only_pointwise_weights_keep_their_zeros():
+    model, before = build(), build()
+    with torch.no_grad():
+        for parameter in [*model.parameters(), *before.parameters()]:
+            parameter[:1] = 0
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    create_optimizer_v2(model, 'l1sgd', lr=LR, keep_zeros=True).step()
+    pairs = zip(model.named_parameters(), before.parameters(), strict=True)
+    still = {name for (name, new), old in pairs if new[:1].equal(old[:1])}
+    assert still == {'pointwise.weight', 'grouped.weight'}
+
+
+@pytest.mark.parametrize('gradient', [torch.inf, torch.nan])
+def test_zeros_stay_whatever_their_gradient(gradient):
+    model = pruned()
+    for parameter in model.parameters():
+        parameter.grad = torch.where(parameter == 0, gradient, torch.zeros_like(parameter))
+    optimizer_for(model, 'l1adamw', keep_zeros=True).step()
+    assert same_masks(model, pruned())
+    assert all(weight.isfinite().all() for weight in weights(model))
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw', 'muon'])
+def test_lookahead_keeps_zeros_older_than_it_and_younger(name):
+    model, by_hand = pruned(), pruned()
+    optimizer = optimizer_for(model, f'lookahead_l1{name}', keep_zeros=True)
+    train(model, optimizer, steps=15)
+    train_masked(by_hand, optimizer_for(by_hand, f'lookahead_{name}'), steps=15)
+    assert difference(model, by_hand) < 1e-6
+    pruned_later = copy.deepcopy(prune_pointwise(model, 0.8))
+    train(model, optimizer, steps=15)
+    assert same_masks(model, pruned_later)
+
+
+@pytest.mark.parametrize('name', FEW)
+def test_pruning_during_training_needs_no_new_optimizer(name):
+    model = build()
+    optimizer = optimizer_for(model, name, keep_zeros=True)
+    train(model, optimizer, steps=3)
+    for amount in (0.3, 0.6):
+        once = copy.deepcopy(prune_pointwise(model, amount))
+        train(model, optimizer, steps=3)
+        assert same_masks(model, once)
+        assert difference(model, once) > 0
+
+
+def test_moving_average_keeps_zeros():
+    model = pruned()
+    average, optimizer = ModelEmaV3(model, decay=0.9), optimizer_for(model, 'l1adamw', keep_zeros=True)
+    for step in range(5):
+        train(model, optimizer, steps=1)
+        average.update(model, step=step)
+    assert same_masks(average.module, pruned())
+    assert difference(average.module, pruned()) > 0
+
+
+@pytest.mark.parametrize('name', FEW)
+def test_zeros_last_over_a_resumed_run(name):
+    whole, model = pruned(), pruned()
+    train(whole, optimizer_for(whole, name, keep_zeros=True), steps=6)
+    optimizer = optimizer_for(model, name, keep_zeros=True)
+    train(model, optimizer, steps=3)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    resumed = build()
+    resumed.load_state_dict(weights)
+    optimizer = optimizer_for(resumed, name, l1=0)
+    optimizer.load_state_dict(state)
+    assert {(group['l1'], group['keep_zeros']) for group in optimizer.param_groups} == {(0, True)}
+    assert difference(train(resumed, optimizer, steps=3), whole) == 0
+    assert same_masks(resumed, pruned())
+
+
+def test_state_of_an_optimizer_that_knew_no_zeros_keeps_them():
+    model = pruned()
+    optimizer = optimizer_for(model, 'l1sgd', keep_zeros=True)
+    optimizer.load_state_dict(optimizer_for(model, 'sgd').state_dict())
+    assert same_masks(train(model, optimizer, steps=3), pruned())
+
+
+def test_copy_keeps_zeros():
+    model = pruned()
+    optimizer = optimizer_for(model, 'l1adamw', keep_zeros=True)
+    train(model, optimizer, steps=2)
+    pair = copy.deepcopy([model, optimizer])
+    train(model, optimizer, steps=2)
+    assert difference(train(*pair, steps=2), model) == 0
+    assert same_masks(pair[0], pruned())
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'foreach': True}, {'foreach': False}, {'fused': True}])
+@pytest.mark.parametrize('name', ['l1sgd', 'l1adamw'])
+def test_zeros_stay_under_a_gradient_scaler(name, kwargs):
+    model, by_hand = pruned(), pruned()
+    optimizer = optimizer_for(model, name, keep_zeros=True, **kwargs)
+    scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        scaler.scale(cross_entropy(model(INPUT), LABELS)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    train_masked(by_hand, optimizer_for(by_hand, BASES[name], **kwargs), steps=5)
+    assert difference(model, by_hand) < 1e-6
+    assert same_masks(model, pruned())
+
+
+@pytest.mark.parametrize('name', ['l1sgd', 'l1adamw', 'l1lamb', 'l1lion'])
+def test_compiled_step_keeps_zeros(name):
+    torch.compiler.reset()
+    model, compiled = pruned(torch.float64), pruned(torch.float64)
+    train(model, optimizer_for(model, name, keep_zeros=True), steps=4)
+    optimizer = optimizer_for(compiled, name, keep_zeros=True)
+    step = torch.compile(optimizer.step, backend='aot_eager')
+    for _ in range(4):
+        optimizer.zero_grad()
+        cross_entropy(compiled(INPUT.double()), LABELS).backward()
+        step()
+    assert difference(model, compiled) < 1e-6
+    assert same_masks(compiled, pruned())
+
+
+def test_keeping_zeros_leaves_gradients_and_adds_no_state():
+    model, plain = pruned(), pruned()
+    optimizers = [
+        create_optimizer_v2(network, name, lr=LR, momentum=0, nesterov=False, **kwargs)
+        for network, name, kwargs in ((model, 'l1sgd', {'keep_zeros': True}), (plain, 'sgd', {}))
+    ]
+    for network, optimizer in zip((model, plain), optimizers, strict=True):
+        cross_entropy(network(INPUT), LABELS).backward()
+        optimizer.step()
+    assert all(one.grad.equal(two.grad) for one, two in zip(weights(model), weights(plain), strict=True))
+    assert optimizers[0].state_dict()['state'] == optimizers[1].state_dict()['state']
+
+
+def test_groups_may_keep_their_zeros_or_not():
+    model = pruned()
+    groups = [{'params': [model.pointwise.weight]}, {'params': [model.grouped.weight], 'keep_zeros': False}]
+    train(model, create_optimizer_v2(groups, 'l1sgd', lr=LR, keep_zeros=True), steps=3)
+    kept = [(one == two).all() for one, two in zip(masks(model), masks(pruned()), strict=True)]
+    assert kept == [True, False]
+
+
+def test_kept_zeros_are_logged(caplog):
+    with caplog.at_level(logging.INFO):
+        optimizer_for(build(), 'l1sgd', keep_zeros=True)
+    assert 'l1 penalty of 0.0 (subgradient), keeping zeros, on 192 pointwise weights' in caplog.text
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'error', 'text'),
     [
         ({}, ValueError, '`l1` must be given'),
+        ({'keep_zeros': 1}, TypeError, '`keep_zeros` must be True or False, got 1'),
+        ({'keep_zeros': False}, ValueError, '`l1` must be given'),
+        ({'keep_zeros': True, 'l1': -1}, ValueError, 'got -1'),
         ({'l1': -1}, ValueError, '`l1` must be finite and at least 0, got -1'),
         ({'l1': float('nan')}, ValueError, 'got nan'),
         ({'l1': 'much'}, TypeError, "`l1` must be a number, got 'much'"),

@@ -4,6 +4,9 @@ They minimise the loss plus `l1 * sum |w|` over the weights of all pointwise con
 with timm's train.py, `--opt l1sgd --opt-kwargs l1=5e-5`. An optimizer knows tensors, not layers, so a pointwise weight
 is told by its shape, (C_out, C_in/groups, 1, 1) with both above one: (C, 1, 1, 1) and (1, C, 1, 1) may be a gain, and
 stay free.
+
+They also fine-tune a pruned network: `--opt l1sgd --opt-kwargs keep_zeros=True`. The mask is the zeros themselves,
+which copies, files and moving averages of the weights carry along.
 """
 
 import contextlib
@@ -40,23 +43,32 @@ class L1Optimizer(Optimizer):
         l1: The penalty's factor, lambda of equation 5, at least 0. Each parameter group may have its own.
         l1_mode: 'subgradient' adds `l1 * sign(w)` to the gradient, as the paper does. 'proximal' moves each weight
             towards 0 by `lr * l1` after the step and stops there, which gives exact zeros.
+        keep_zeros: Whether pointwise weights that are zero before a step stay zero, their gradient taken for zero, as
+            if a mask were part of the network. `l1` may then be left out. A layer that starts at zero never learns.
         **kwargs: As of the optimizer `base`.
 
     Raises:
-        TypeError: If `l1` is not a number.
+        TypeError: If `l1` is not a number or `keep_zeros` not a bool.
         ValueError: If `l1` is missing, negative or not finite, `l1_mode` is unknown, or no weight is pointwise.
     """
 
     base: type[Optimizer]
 
     def __init__(
-        self, params: Any, *args: Any, l1: float | None = None, l1_mode: str = 'subgradient', **kwargs: Any
+        self,
+        params: Any,
+        *args: Any,
+        l1: float | None = None,
+        l1_mode: str = 'subgradient',
+        keep_zeros: bool = False,
+        **kwargs: Any,
     ) -> None:
-        _check(l1, l1_mode)
+        l1 = 0.0 if l1 is None and keep_zeros is True else l1
+        _check(l1, l1_mode, keep_zeros)
         super().__init__(params, *args, **kwargs)
         # Fused optimizers take scaled gradients from a gradient scaler, to which a penalty cannot be added.
         self.__dict__.pop('_step_supports_amp_scaling', None)
-        self.defaults.update(l1=l1, l1_mode=l1_mode)
+        self.defaults.update(l1=l1, l1_mode=l1_mode, keep_zeros=keep_zeros)
         self._fill_groups()
         self._report()
 
@@ -70,7 +82,7 @@ class L1Optimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with self._penalised():
+        with self._penalised(), self._pruned():
             _without_hooks(self.base.step)(self)
         self._shrink()
         return loss
@@ -79,7 +91,7 @@ class L1Optimizer(Optimizer):
     def _penalised(self) -> Iterator[None]:
         """Let `p.grad` hold the gradient of the loss with its penalty."""
         grads: list[tuple[Tensor, Tensor | None]] = []
-        for group, weights in self._weights('subgradient'):
+        for group, weights in self._weights(_penalises('subgradient')):
             with torch.no_grad():
                 penalised = torch._foreach_add(
                     [weight.grad for weight in weights], torch._foreach_sign(weights), alpha=group['l1']
@@ -91,26 +103,44 @@ class L1Optimizer(Optimizer):
         for weight, grad in grads:
             weight.grad = grad
 
+    @contextlib.contextmanager
+    def _pruned(self) -> Iterator[None]:
+        """Let `p.grad` be zero where weights are, and these weights stay zero."""
+        pruned: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        for _, weights in self._weights(lambda group: group['keep_zeros']):
+            for weight in weights:
+                zeros = weight.detach() == 0
+                pruned.append((weight, weight.grad, zeros))
+                weight.grad = weight.grad.masked_fill(zeros, 0.0)
+        yield
+        for weight, grad, zeros in pruned:
+            weight.grad = grad
+            with torch.no_grad():
+                weight.masked_fill_(zeros, 0.0)
+                slow = self.state.get(weight, {}).get('lookahead_slow_buff')
+                if slow is not None:  # Lookahead's copy may be older than the pruning
+                    slow.masked_fill_(zeros, 0.0)
+
     @torch.no_grad()
     def _shrink(self) -> None:
         """Apply the penalty's proximal operator, soft thresholding."""
-        for group, weights in self._weights('proximal'):
+        for group, weights in self._weights(_penalises('proximal')):
             magnitudes = torch._foreach_abs(weights)
             torch._foreach_add_(magnitudes, -group['lr'] * group['l1'])
             torch._foreach_clamp_min_(magnitudes, 0.0)
             torch._foreach_mul_(magnitudes, torch._foreach_sign(weights))
             torch._foreach_copy_(weights, magnitudes)
 
-    def _weights(self, mode: str) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
-        """Yield the groups of a mode with their pointwise weights that have a gradient."""
+    def _weights(self, concerns: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+        """Yield the groups that `concerns` accepts with their pointwise weights that have a gradient."""
         for group in self.param_groups:
             weights = [p for p in group['params'] if p.grad is not None and _is_pointwise(p)]
-            if group['l1'] and group['l1_mode'] == mode and weights:
+            if weights and concerns(group):
                 yield group, weights
 
     def _fill_groups(self) -> None:
         for group in self.param_groups:
-            for key in ('l1', 'l1_mode'):
+            for key in ('l1', 'l1_mode', 'keep_zeros'):
                 group.setdefault(key, self.defaults[key])
 
     def _report(self) -> None:
@@ -122,21 +152,28 @@ class L1Optimizer(Optimizer):
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
             numel = sum(math.prod(shape) * count for shape, count in shapes.items())
             listed = ', '.join(f'{count} of {shape}' for shape, count in shapes.items())
+            zeros = ', keeping zeros,' if self.defaults['keep_zeros'] else ''
             _logger.info(
-                f'l1 penalty of {self.defaults["l1"]} ({self.defaults["l1_mode"]}) on {numel:,} pointwise weights in '
-                f'{shapes.total()} of {len(tensors)} tensors: {listed}'
+                f'l1 penalty of {self.defaults["l1"]} ({self.defaults["l1_mode"]}){zeros} on {numel:,} pointwise '
+                f'weights in {shapes.total()} of {len(tensors)} tensors: {listed}'
             )
 
 
-def _check(l1: object, l1_mode: str) -> None:
+def _check(l1: object, l1_mode: str, keep_zeros: object) -> None:
+    if not isinstance(keep_zeros, bool):
+        raise TypeError(f'`keep_zeros` must be True or False, got {keep_zeros!r}')
     if l1 is None:
-        raise ValueError('`l1` must be given to an l1 optimizer, as in `--opt-kwargs l1=5e-5`')
+        raise ValueError('`l1` must be given to an l1 optimizer without `keep_zeros`, as in `--opt-kwargs l1=5e-5`')
     if isinstance(l1, bool) or not isinstance(l1, int | float):
         raise TypeError(f'`l1` must be a number, got {l1!r}')
     if not 0 <= l1 < math.inf:
         raise ValueError(f'`l1` must be finite and at least 0, got {l1}')
     if l1_mode not in MODES:
         raise ValueError(f'`l1_mode` must be one of {", ".join(MODES)}, got {l1_mode!r}')
+
+
+def _penalises(mode: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda group: bool(group['l1']) and group['l1_mode'] == mode
 
 
 def _is_pointwise(weight: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.utils import prune
 
@@ -45,6 +46,8 @@ def prune_pointwise(model: nn.Module, amount: float) -> nn.Module:
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=float(amount))
     for conv, name in weights:
         prune.remove(conv, name)
+        with torch.no_grad():
+            conv.weight += 0.0  # a mask makes negative weights -0.0, which a packed file would not keep
         # it comes back as the last parameter: restore the order, by which optimizers' states are saved
         for other in [key for key in conv._parameters if key != name]:
             conv._parameters[other] = conv._parameters.pop(other)
