@@ -37,10 +37,10 @@ HEAD = f"""# The A2 recipe on a CPU
 
 `TIMM_SCRIPTS=... python benchmarks/recipes.py --data-dir CIFAR10`: timm's untouched train.py with
 train_configs/rsb_a2.yaml on {CLASSES * TRAIN_IMAGES:,} of CIFAR-10's training images, with A2's learning rate and all
-else but what the commands below change. The loss is of mixed images; answering {CHANCE:.0%} for each class has a loss of
-{CHANCE_LOSS:.4f}. Top-1 is on {CLASSES * VALIDATION_IMAGES:,} validation images, {VALIDATION_IMAGES} of each class;
-chance is {CHANCE:.0%}. "Reloaded" is what validate.py finds for the final checkpoint, which does not hold the filters, in
-a network built with another filter seed; "filters" counts the frozen layers of that network whose filters and record
+else but what the commands below change. The loss is of mixed images; answering {CHANCE:.0%} for each class has a loss
+of {CHANCE_LOSS:.4f}. Top-1 is on {CLASSES * VALIDATION_IMAGES:,} validation images, {VALIDATION_IMAGES} of each class;
+chance is {CHANCE:.0%}. "Reloaded" is what validate.py finds for the final checkpoint, which does not hold the filters,
+in a network built with another filter seed; "filters" counts the frozen layers of that network whose filters and record
 have the bits of a new one's. One run each: they show that the recipe trains, not how good a network gets. The seconds
 compare nothing, the machine may have had other work.
 
