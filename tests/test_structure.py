@@ -15,10 +15,10 @@ ORDER = [
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
     'card', 'checkpoint', 'hub',
-    'info', 'evaluation', 'demo',
+    'info', 'evaluation', 'exporting', 'demo',
     'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.measures', 'experiments.catalogue',
     'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.reproduce',
-    'experiments.commands', 'experiments', 'scripts', 'cli', '__main__', '__init__',
+    'experiments.commands', 'experiments', 'scripts', 'commands', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 

@@ -4,7 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from .commands import (
+    add_export_arguments,
+    add_model_kwargs,
+    add_push_arguments,
+    known_model,
+    run_export,
+    run_push,
+)
 
 __all__ = ['main']
 
@@ -41,7 +49,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    _known_model(args.model)
+    known_model(args.model)
     from .info import describe
 
     info = describe(args.model, **args.model_kwargs)
@@ -57,14 +65,14 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    _known_model(args.model)
+    known_model(args.model)
     from .demo import run
 
     run(args)
 
 
 def _cifar(args: argparse.Namespace) -> None:
-    _known_model(args.model)
+    known_model(args.model)
     from .experiments.commands import run_cifar
 
     run_cifar(args)
@@ -76,33 +84,6 @@ def _reproduce(args: argparse.Namespace) -> None:
     run_reproduce(args)
 
 
-def _push(args: argparse.Namespace) -> None:
-    if args.model:
-        _known_model(args.model)
-    import torch
-
-    from .checkpoint import load_model
-    from .hub import push_to_hub, read_card, read_facts, write_repositories
-
-    model = load_model(args.checkpoint, args.model, **args.model_kwargs)
-    what = {
-        'plain': args.plain,
-        'plain_repo': args.plain_repo,
-        'facts': read_facts(args.checkpoint, dataset=args.dataset, license=args.license),
-        'card': read_card(args.checkpoint),
-        'sparse': args.sparse,
-        'dtype': args.dtype and getattr(torch, args.dtype),
-    }
-    if args.dry_run:
-        written = write_repositories(model, args.output, args.repo_id, **what)
-        lines = [f'{path.stat().st_size:>14,} bytes  {path}' for files in written.values() for path in files]
-        lines.append('dry run: nothing was uploaded')
-    else:
-        where = {'private': args.private or None, 'revision': args.revision, 'create_pr': args.create_pr}
-        lines = push_to_hub(model, args.repo_id, **where, **what, token=args.token, commit_message=args.message)
-    print('\n'.join(lines))
-
-
 def _train(args: argparse.Namespace) -> None:
     from .scripts import find_train_script
 
@@ -111,7 +92,7 @@ def _train(args: argparse.Namespace) -> None:
     options.add_argument('--opt', default='')
     known, _ = options.parse_known_args(args.arguments)
     if known.model.startswith('lc_'):
-        _known_model(known.model)
+        known_model(known.model)
     _known_optimizer(known.opt)
     args.script = args.script or find_train_script()
     print(f'timm-lc train: running {args.script}', file=sys.stderr)
@@ -123,33 +104,6 @@ def _known_optimizer(name: str) -> None:
     if '_' in rest:
         meant = name.removesuffix(rest) + rest.replace('_', '')
         raise ValueError(f'`--opt {name}`: timm would use {rest.split("_")[-1]!r} alone; did you mean {meant}?')
-
-
-def _known_model(name: str) -> None:
-    """Refuse a name that is not registered, suggesting the nearest."""
-    import difflib
-
-    import timm
-
-    import timm_lc  # noqa: F401  # registers the names
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models('lc_*'), n=3, cutoff=0.6)
-        hint = f'; did you mean {" or ".join(near)}?' if near else '; `timm-lc list` shows all'
-        raise ValueError(f'unknown model {name!r}{hint}')
-
-
-def _model_kwargs(text: str) -> tuple[str, object]:
-    """Parse one key=value; values are Python literals, else text."""
-    import ast
-
-    key, separator, value = text.partition('=')
-    if not (separator and key.isidentifier()):
-        raise argparse.ArgumentTypeError(f'must be key=value, got {text!r}')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def _script(text: str) -> Path:
@@ -187,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         'info', _info, 'show layers and costs of a model', 'timm-lc info lc_resnet50 --model-kwargs share_weights=True'
     )
     info.add_argument('model', help='a registered name')
-    info.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
+    add_model_kwargs(info)
 
     run = add(
         'run',
@@ -214,14 +168,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(arguments=[])
 
-    _add_push(
-        add(
-            'push',
-            _push,
-            'push a checkpoint to the Hugging Face Hub, with a model card',
-            'timm-lc push output/train/RUN user/name --dry-run',
-        )
+    export = add(
+        'export',
+        run_export,
+        'write a checkpoint in another form, and compare the two',
+        'timm-lc export output/train/RUN --to plain --output output/plain --data-dir /imagenet',
     )
+    add_export_arguments(export)
+
+    push = add(
+        'push',
+        run_push,
+        'push a checkpoint to the Hugging Face Hub, with a model card',
+        'timm-lc push output/train/RUN user/name --dry-run',
+    )
+    add_push_arguments(push)
 
     cifar = add(
         'cifar',
@@ -230,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         'timm-lc cifar --model lc_resnet20_16x8 --data cifar10 --runs 4',
     )
     commands_of.add_cifar_arguments(cifar)
-    cifar.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
+    add_model_kwargs(cifar)
 
     reproduce = add(
         'reproduce',
@@ -253,41 +214,6 @@ def _parser() -> argparse.ArgumentParser:
         '--output', type=Path, default=Path('output/demo'), help='folder for checkpoints (default: %(default)s)'
     )
     return parser
-
-
-def _add_push(push: argparse.ArgumentParser) -> None:
-    push.usage = '%(prog)s CHECKPOINT REPO_ID [options]'
-    push.add_argument(
-        'checkpoint', type=Path, metavar='CHECKPOINT', help='folder of a train.py run or of save_pretrained, or a file'
-    )
-    push.add_argument('repo_id', metavar='REPO_ID', help='user/name')
-    push.add_argument('--private', action='store_true', help='make a new repository private')
-    push.add_argument('--revision', metavar='BRANCH', help='branch to push to, made if need be')
-    push.add_argument('--create-pr', action='store_true', help='open a pull request')
-    push.add_argument(
-        '--plain', action='store_true', help='add the stock form, which needs no timm_lc, in the folder plain/'
-    )
-    push.add_argument('--plain-repo', metavar='REPO_ID', help='repository for the stock form, in place of plain/')
-    push.add_argument('--dry-run', action='store_true', help='write the folder and upload nothing')
-    push.add_argument(
-        '--output',
-        type=Path,
-        default=Path('output/push'),
-        help='of a dry run: files go to OUTPUT/user/name (%(default)s)',
-    )
-    push.add_argument('--sparse', action='store_true', help='store pruned weights as a bit mask and values')
-    push.add_argument('--dtype', choices=('bfloat16', 'float16'), help='floating type of the stored matrices')
-    push.add_argument('--dataset', metavar='ID', help='dataset on the Hub that it was trained on')
-    push.add_argument('--license', default='apache-2.0', help="a licence by the Hub's names (%(default)s)")
-    push.add_argument('--token', help='of the Hub (default: that of `hf auth login`)')
-    push.add_argument('--message', default='Add model', help='of the commit (%(default)s)')
-    push.add_argument('--model', metavar='NAME', help='architecture, for a file that does not tell it')
-    push.add_argument('--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE')
-
-
-class _Kwargs(argparse.Action):
-    def __call__(self, parser: object, namespace: object, values: Any, option_string: object = None) -> None:
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **dict(values)})
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The stock network that a trained LC network is (definition 3.1): `fold`."""
 
 import copy
+from typing import Any
 
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
@@ -53,6 +54,7 @@ def _name_plain(model: nn.Module) -> None:
         describe_as(model, base, stock.first_conv if stock else None)
         replace_arguments(model, LC_ARGUMENTS, {})
     else:
-        name, geometry = getattr(model, 'plain_form', (architecture, {}))
+        plain_form: tuple[str, dict[str, Any]] = getattr(model, 'plain_form', (architecture, {}))
+        name, geometry = plain_form
         describe_as(model, name, model.pretrained_cfg['first_conv'])  # building it finds the stem
         replace_arguments(model, LC_ARGUMENTS, {**geometry, 'expansion': None, 'freeze_spatial': False})

@@ -14,7 +14,7 @@ from .frozen import is_frozen
 from .layers import LCConv2d
 from .spatial import is_pointwise, is_spatial
 
-__all__ = ['LayerInfo', 'ModelInfo', 'describe']
+__all__ = ['LayerInfo', 'ModelInfo', 'describe', 'input_size']
 
 
 class LayerInfo(NamedTuple):
@@ -40,14 +40,19 @@ def describe(name: str, **model_kwargs: Any) -> ModelInfo:
     """Build a model without allocating its weights, and describe it."""
     with torch.device('meta'):
         model = timm.create_model(name, **model_kwargs).eval()
-        channels = getattr(model, 'in_chans', model.pretrained_cfg['input_size'][0])
-        input_size = (channels, *model.pretrained_cfg['input_size'][1:])
-        image = torch.empty(1, *input_size)
+        image = torch.empty(1, *input_size(model))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     layers = [_layer(name, module, model) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     empty = {key: torch.empty_like(tensor, device='cpu') for key, tensor in model.state_dict().items()}
-    return ModelInfo(layers, count_parameters(model), len(save(empty)), counter.get_total_flops() // 2, input_size)
+    multiply_adds = counter.get_total_flops() // 2
+    return ModelInfo(layers, count_parameters(model), len(save(empty)), multiply_adds, input_size(model))
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Return (C_in, H, W) of the images that a network from `timm.create_model` takes."""
+    channels, height, width = model.pretrained_cfg['input_size']
+    return getattr(model, 'in_chans', channels), height, width
 
 
 def _layer(name: str, conv: nn.Conv2d, model: nn.Module) -> LayerInfo:
