@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-TOKEN = 'hf_writer'
+TOKEN, READER = 'hf_writer', 'hf_reader'
 LICENSES = {'apache-2.0', 'mit', 'cc-by-4.0', 'other'}
 
 
@@ -127,7 +127,7 @@ class Hub:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
+    protocol_version, disable_nagle_algorithm = 'HTTP/1.1', True
     routes: tuple = ()
 
     def log_message(self, *_):
@@ -184,9 +184,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.action = None
         self.json({'error': message}, status, {'X-Error-Message': message, **({'X-Error-Code': code} if code else {})})
 
-    def may_write(self):
+    def may_write(self, *, to_storage=False):
         token = (self.headers.get('Authorization') or '').removeprefix('Bearer ')
-        if token == TOKEN:
+        proposes = self.query.get('create_pr') or to_storage  # anybody may open a pull request
+        if token == TOKEN or (token == READER and proposes):
             return True
         self.error(403 if token else 401, 'Forbidden' if token else 'Invalid username or password.')
         return False
@@ -257,7 +258,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.json({'files': files})
 
     def batch(self, repo):
-        if not self.may_write() or not self.repository(repo):
+        if not self.may_write(to_storage=True) or not self.repository(repo):
             return
         objects = []
         for item in json.loads(self.body)['objects']:

@@ -101,7 +101,7 @@ def test_recipe_is_a_file_for_train_py_without_paths(model):
         'model': 'lc_resnet18', 'device_modules': ['timm_lc'], 'model_kwargs': {'share_weights': True}, 'opt': 'lamb',
         'lr': 5e-3, 'scale': [0.08, 1.0], 'aa': 'rand-m7-mstd0.5-inc1', 'mixup': 0.1, 'smoothing': 0.0,
     }  # fmt: skip
-    assert '8 processes' in text
+    assert 'in 8 processes of this batch size' in text
     assert 'secret' not in text
     assert 'cuda' not in text
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from hub_server import TOKEN, Hub
+from hub_server import READER, TOKEN, Hub
 from huggingface_hub import ModelCard, constants, file_download, snapshot_download
 from huggingface_hub.utils import _http, close_session
 from timm.utils import CheckpointSaver, update_summary
@@ -131,6 +131,11 @@ def test_channels_last_weights_are_pushed(hub, images):
     assert torch.equal(pull()(images), build()(images))
 
 
+def test_wrapped_networks_are_pushed(hub, images):
+    push_to_hub(torch.nn.DataParallel(build()), NAME)
+    assert torch.equal(pull()(images), build()(images))
+
+
 def test_pulled_network_takes_other_classes_and_input_channels(hub, images):
     model = build()
     push_to_hub(model, NAME)
@@ -201,6 +206,14 @@ def test_a_pull_request_leaves_the_main_branch(hub, images):
     assert commits_of(hub) == ['Add model', 'initial commit']
     assert commits_of(hub, ref='refs/pr/1') == ['Better', 'Add model', 'initial commit']
     assert torch.equal(pull()(images), build()(images))
+    assert torch.equal(pull(f'{NAME}@refs/pr/1')(images), build(8)(images))
+
+
+def test_a_pull_request_needs_no_right_to_write(hub, images):
+    push_to_hub(build(), NAME)
+    with pytest.raises(ConnectionError, match='403 Forbidden'):
+        push_to_hub(build(8), NAME, token=READER)
+    push_to_hub(build(8), NAME, token=READER, create_pr=True)
     assert torch.equal(pull(f'{NAME}@refs/pr/1')(images), build(8)(images))
 
 
@@ -282,6 +295,12 @@ def test_networks_that_stock_timm_lacks_have_no_plain_form(hub):
     assert not hub.requests
 
 
+def test_what_timm_did_not_create_is_refused(hub):
+    with pytest.raises(ValueError, match='a Linear has no architecture'):
+        push_to_hub(torch.nn.Linear(1, 1), NAME)
+    assert not hub.requests
+
+
 # Errors
 
 
@@ -340,7 +359,7 @@ def test_a_hub_that_fails_for_a_moment_is_asked_again(hub):
 
 @pytest.mark.parametrize(
     ('token', 'name', 'words'),
-    [(None, NAME, 'hf auth login'), ('hf_reader', NAME, 'create_pr'), (TOKEN, 'somebody/name', 'may write')],
+    [(None, NAME, 'hf auth login'), (READER, NAME, 'create_pr'), (TOKEN, 'somebody/name', 'may write')],
 )
 def test_who_may_not_write_is_told_what_to_do(token, name, words, hub, monkeypatch):
     monkeypatch.delenv('HF_TOKEN')

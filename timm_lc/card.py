@@ -87,11 +87,18 @@ def model_card(
         plain_of: Repository whose stock form this is.
         facts: What to say of its training.
 
+    Raises:
+        ValueError: If `model` is not timm's: it has no architecture to name.
+
     Example:
         >>> import timm, timm_lc
         >>> print(model_card(timm.create_model('lc_resnet18'), 'user/name').splitlines()[1])
         library_name: timm
     """
+    if not getattr(model, 'pretrained_cfg', None):
+        raise ValueError(
+            f'`model` must come from timm.create_model: a {type(model).__name__} has no architecture to name'
+        )
     facts = facts or Facts()
     architecture = model.pretrained_cfg['architecture']
     name = repo_id.rpartition('/')[2] if repo_id else architecture
@@ -228,10 +235,8 @@ def _recipe(architecture: str, arguments: Mapping[str, Any]) -> str:
     plugin = {'device_modules': ['timm_lc']} if 'lc_' in (name[:3], architecture[:3]) else {}
     text = yaml.safe_dump({'model': name, **plugin, **chosen}, sort_keys=False, default_flow_style=None)
     processes = arguments.get('world_size', 1)
-    return (
-        f"## Recipe\n\nFor timm's stock `train.py -c recipe.yaml`; the batch size is that of each of {processes} "
-        f'process{"es" if processes > 1 else ""}.\n\n```yaml\n{text}```'
-    )
+    batch = f', in {processes} processes of this batch size' if processes > 1 else ''
+    return f"## Recipe\n\nFor timm's stock `train.py -c recipe.yaml`{batch}:\n\n```yaml\n{text}```"
 
 
 def _is_off(value: object) -> bool:

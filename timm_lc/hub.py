@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from timm.utils import unwrap_model
 from torch import nn
 
 from .card import Facts, model_card
@@ -133,6 +134,7 @@ def write_repositories(
     for name in filter(None, (repo_id, plain_repo)):
         if not re.fullmatch(r'\b[\w.-]+\b/\b[\w.-]+\b', name):
             raise ValueError(f'a repository must be `user/name`, got {name!r}')
+    model = unwrap_model(model)
     stock = _stock(model) if plain_repo else None
     text = model_card(model, repo_id, plain_repo=plain_repo, facts=facts) if card is None else card
     folder = save_pretrained(model, Path(root, repo_id), sparse=sparse, dtype=dtype, card=text)
