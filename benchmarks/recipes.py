@@ -89,8 +89,10 @@ def main(argv=None):
         epilog='Example: TIMM_SCRIPTS=pytorch-image-models python benchmarks/recipes.py --data-dir CIFAR10',
     )
     parser.add_argument('--data-dir', type=Path, required=True, help='ImageFolder of 10 classes: train/, validation/')
-    parser.add_argument('--output', type=Path, default=Path('output/recipes'), help='of runs (default: %(default)s)')
-    parser.add_argument('--report', type=Path, default=ROOT / 'results', help='of the table (default: results)')
+    parser.add_argument(
+        '--output', type=Path, default=Path('output/recipes'), help='folder of runs (default: %(default)s)'
+    )
+    parser.add_argument('--report', type=Path, default=ROOT / 'results', help='folder of the table (default: results)')
     args = parser.parse_args(argv)
     scripts = Path(os.environ.get('TIMM_SCRIPTS', '.')).resolve()
     if not (scripts / 'train.py').is_file():
