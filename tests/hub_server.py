@@ -1,6 +1,6 @@
 """A Hugging Face Hub in memory, on the loopback interface: what huggingface_hub asks of it, and faults on order.
 
-It holds repositories as chains of commits, each a mapping from path to blob. Blobs of `.safetensors` files go through
+It holds repositories as chains of commits, each a mapping from path to blob. Blobs of weights (`LARGE`) go through
 LFS and are served from another host name, as the Hub's content network does.
 """
 
@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN, READER = 'hf_writer', 'hf_reader'
+LARGE = ('.safetensors', '.pt2', '.onnx')
 LICENSES = {'apache-2.0', 'mit', 'cc-by-4.0', 'other'}
 
 
@@ -249,7 +250,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             files = [
                 {
                     'path': file['path'],
-                    'uploadMode': 'lfs' if file['path'].endswith('.safetensors') else 'regular',
+                    'uploadMode': 'lfs' if file['path'].endswith(LARGE) else 'regular',
                     'shouldIgnore': False,
                     'oid': present.get(file['path']),
                 }
@@ -293,6 +294,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             files[value['path']] = base64.b64decode(value['content']), False
         for value in (line['value'] for line in lines if line['key'] == 'lfsFile'):
             files[value['path']] = self.hub.objects[value['oid']], True
+        for value in (line['value'] for line in lines if line['key'] == 'deletedFile'):
+            del files[value['path']]
         number = sum(ref.startswith('refs/pr/') for ref in repository.refs) + 1
         opens = bool(self.query.get('create_pr'))
         ref = f'refs/pr/{number}' if opens else revision

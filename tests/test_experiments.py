@@ -138,6 +138,7 @@ def test_interrupted_run_goes_on_to_the_bit(images, tmp_path, monkeypatch, epoch
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, 'append_line', interrupt)
+    monkeypatch.setattr(trainer, 'SAVE_SECONDS', 0)
     with pytest.raises(KeyboardInterrupt):
         train(RUN, images, tmp_path / 'cut', CPU)
     monkeypatch.undo()

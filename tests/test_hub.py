@@ -13,7 +13,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from hub_server import READER, TOKEN, Hub
+from hub_server import READER, TOKEN, Commit, Hub
 from huggingface_hub import ModelCard, constants, file_download, snapshot_download
 from huggingface_hub.utils import _http, close_session
 from timm.utils import CheckpointSaver, update_summary
@@ -73,6 +73,18 @@ def files_of(hub, name=NAME, ref='main'):
 
 def commits_of(hub, name=NAME, ref='main'):
     return [commit.title for commit in hub.repositories[name].history(ref)]
+
+
+def python(card):
+    """Return the Python in a model card."""
+    return re.findall('```python\n(.*?)```', card, re.DOTALL)
+
+
+def run_code(code):
+    """Return the `model` that the code of a card makes."""
+    names = {}
+    exec(code, names)
+    return names['model']
 
 
 @pytest.fixture
@@ -173,12 +185,9 @@ torch.save(logits, {str(tmp_path / 'logits.pt')!r})
 def test_the_card_s_code_runs(hub, images):
     model = build(name='lc_test_resnet', num_classes=4)
     push_to_hub(model, NAME, plain=True)
-    blocks = re.findall('```python\n(.*?)```', files_of(hub)['README.md'].decode(), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        names = {}
-        exec(block, names)
-        torch.testing.assert_close(names['model'](images), model(images), rtol=1e-4, atol=1e-5)
+    own, plain = python(files_of(hub)['README.md'].decode())
+    assert torch.equal(run_code(own)(images), model(images))
+    torch.testing.assert_close(run_code(plain)(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_are_downloaded_once(hub):
@@ -272,6 +281,7 @@ def test_sparse_and_dtype_reach_the_file(hub, images):
 def test_plain_puts_the_stock_form_into_a_folder(hub, images):
     model = build(name='lc_test_resnet', num_classes=4)
     push_to_hub(model, NAME, plain=True)
+    push_to_hub(model, NAME, plain=True)
     assert len(commits_of(hub)) == 2
     assert set(files_of(hub)) == FILES | {'.gitattributes', 'plain/config.json', 'plain/model.safetensors'}
     folder = snapshot_download(NAME, allow_patterns='plain/*')
@@ -289,10 +299,41 @@ def test_plain_repo_has_a_card_of_its_own(hub):
     assert "timm.create_model('hf-hub:user/plain', pretrained=True)" in files_of(hub)['README.md'].decode()
 
 
-def test_networks_that_stock_timm_lacks_have_no_plain_form(hub):
-    with pytest.raises(ValueError, match='stock timm has no architecture for lc_resnet20_16x2'):
-        push_to_hub(build(), NAME, plain=True)
-    assert not hub.requests
+def test_networks_that_stock_timm_lacks_become_a_program(hub, images, monkeypatch):
+    monkeypatch.setattr('timm_lc.exporting.find_spec', lambda name: None)  # ONNX takes long, and `export` is tested
+    model = build(name='lc_resnet_cifar', depth=8, expansion=2)
+    push_to_hub(model, NAME, plain=True)
+    push_to_hub(model, NAME, plain=True)
+    assert len(commits_of(hub)) == 2
+    assert set(files_of(hub)) == FILES | {'.gitattributes', 'plain/model.pt2'}
+    _, code = python(files_of(hub)['README.md'].decode())
+    assert 'timm' not in code
+    torch.testing.assert_close(run_code(code)(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_s_card_is_not_timm_s(hub, images, monkeypatch):
+    monkeypatch.setattr('timm_lc.exporting.find_spec', lambda name: None)
+    model = build(name='lc_resnet_cifar', depth=8, expansion=2)
+    push_to_hub(model, NAME, plain_repo='user/plain')
+    assert set(files_of(hub, 'user/plain')) == {'.gitattributes', 'README.md', 'model.pt2'}
+    card = ModelCard(files_of(hub, 'user/plain')['README.md'].decode())
+    assert card.data.library_name is None
+    assert card.data.tags == ['image-classification', 'timm_lc']
+    (code,) = python(card.text)
+    assert code in python(files_of(hub)['README.md'].decode())
+    torch.testing.assert_close(run_code(code)(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_no_plain_form_of_another_network_stays(hub):
+    model = build(name='lc_test_resnet', num_classes=4)
+    push_to_hub(model, NAME, plain=True)
+    last = hub.repositories[NAME].history()[0]
+    hub.repositories[NAME].add(
+        'main', Commit({**last.files, 'plain/notes.txt': (b'mine', False)}, 'Add notes', last.oid)
+    )
+    push_to_hub(model, NAME)
+    assert {path for path in files_of(hub) if path.startswith('plain/')} == {'plain/notes.txt'}
+    assert len(commits_of(hub)) == 4
 
 
 def test_what_timm_did_not_create_is_refused(hub):
@@ -526,7 +567,6 @@ def test_push_takes_the_card_of_a_saved_folder_if_somebody_wrote_it(hub, tmp_pat
     [
         (['{run}', NAME], 'cannot push to user/name: the Hub answered 401 Unauthorized .*`hf auth login`'),
         (['{run}', 'name'], r"a repository must be `user/name`, got 'name'"),
-        (['{run}', NAME, '--plain'], 'stock timm has no architecture for lc_resnet20_16x2'),
         (['{run}/none.pth.tar', NAME], 'no checkpoint at .*none.pth.tar'),
         (['{run}', NAME, '--model', 'lc_resnet51'], "unknown model 'lc_resnet51'"),
     ],

@@ -14,9 +14,10 @@ ORDER = [
     'analysis.metrics', 'analysis.robustness', 'analysis.statistics', 'analysis.plots', 'analysis',
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
-    'card', 'checkpoint', 'hub',
-    'info', 'evaluation', 'exporting', 'demo',
-    'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.measures', 'experiments.catalogue',
+    'card', 'checkpoint',
+    'info', 'evaluation', 'exporting', 'hub', 'demo',
+    'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.measures', 'experiments.experiment',
+    'experiments.catalogue',
     'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.reproduce',
     'experiments.commands', 'experiments', 'scripts', 'commands', 'cli', '__main__', '__init__',
 ]  # fmt: skip

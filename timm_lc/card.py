@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from timm.models import is_model
 from torch import nn
 
 from .counting import count_parameters
@@ -83,8 +84,8 @@ def model_card(
     Args:
         model: A network from `timm.create_model`, or what `fold` made of one.
         repo_id: Where it will be on the Hub, `user/name`; None for a folder.
-        plain_repo: Repository that holds the stock form; `repo_id` itself means its folder plain/.
-        plain_of: Repository whose stock form this is.
+        plain_repo: Repository of the form that needs no `timm_lc`; `repo_id` itself means its folder plain/.
+        plain_of: Repository of which this is that form.
         facts: What to say of its training.
 
     Raises:
@@ -103,18 +104,18 @@ def model_card(
     architecture = model.pretrained_cfg['architecture']
     name = repo_id.rpartition('/')[2] if repo_id else architecture
     sections = [
-        f'---\n{_metadata(name, facts).to_yaml()}\n---\n{MARKER}',
+        f'---\n{_metadata(name, facts, is_timm=not plain_of or _is_stock(architecture)).to_yaml()}\n---\n{MARKER}',
         f'# {name}\n\n{_summary(model, architecture, plain_of)}',
         f'## What is frozen\n\n{_frozen(model)}\n\n{_counts(model)}',
         _results(facts),
-        f'## Use\n\n{_usage(architecture, repo_id, plain_repo)}',
+        f'## Use\n\n{_usage(model, repo_id, plain_repo, plain_of)}',
         _recipe(architecture, facts.arguments),
         f'## Licence and citation\n\nLicence: {facts.license}. Please cite:\n\n```bibtex\n{CITATION}\n```',
     ]
     return '\n\n'.join(filter(None, sections)) + '\n'
 
 
-def _metadata(name: str, facts: Facts) -> ModelCardData:
+def _metadata(name: str, facts: Facts, *, is_timm: bool) -> ModelCardData:
     dataset = facts.dataset_id or facts.arguments.get('dataset')
     results = [
         EvalResult(
@@ -131,9 +132,9 @@ def _metadata(name: str, facts: Facts) -> ModelCardData:
     ]
     return ModelCardData(
         license=facts.license,
-        library_name='timm',
+        library_name='timm' if is_timm else None,
         pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', 'timm_lc'],
+        tags=['image-classification', *(['timm'] if is_timm else []), 'timm_lc'],
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         metrics=['accuracy'] if results else None,
         model_name=name if results else None,
@@ -198,23 +199,47 @@ def _results(facts: Facts) -> str:
     return '\n'.join([f'## Results\n\nOn {dataset}{split}{epoch}:\n', '| metric | value |\n|---|---|', *rows])
 
 
-def _usage(architecture: str, repo_id: str | None, plain_repo: str | None) -> str:
+def _is_stock(architecture: str) -> bool:
+    """Return whether stock timm has the network, folded."""
+    return is_model(architecture.removeprefix('lc_'))
+
+
+def _usage(model: nn.Module, repo_id: str | None, plain_repo: str | None, plain_of: str | None) -> str:
+    if plain_of and repo_id:
+        return _plain_usage(model, repo_id, '')
+    package = (
+        ['import timm_lc  # registers the lc_ models'] if 'lc_' in model.pretrained_cfg['architecture'][:3] else []
+    )
     source = f'hf-hub:{repo_id}' if repo_id else 'local-dir:PATH_OF_THIS_FOLDER'
-    if not architecture.startswith('lc_'):
-        return _python('import timm', *_load(source))
-    text = _python('import timm', 'import timm_lc  # registers the lc_ models', *_load(source))
+    text = _python('import timm', *package, '', f"model = timm.create_model('{source}', pretrained=True).eval()")
     if not plain_repo:
         return text
-    stock = ['import timm', *_load(f'hf-hub:{plain_repo}')]
-    if plain_repo == repo_id:
-        download = f"folder = snapshot_download('{plain_repo}', allow_patterns='plain/*')"
-        stock = ['import timm', 'from huggingface_hub import snapshot_download', '', download, _load('')[-1]]
-    return f'{text}\n\nThe same function without `timm_lc`, every filter written out:\n\n{_python(*stock)}'
+    plain = _plain_usage(model, plain_repo, 'plain/' if plain_repo == repo_id else '')
+    return f'{text}\n\nThe same function without `timm_lc`, every filter written out:\n\n{plain}'
 
 
-def _load(source: str) -> list[str]:
-    name = f"'{source}'" if source else "f'local-dir:{folder}/plain'"
-    return ['', f'model = timm.create_model({name}, pretrained=True).eval()']
+def _plain_usage(model: nn.Module, repo_id: str, folder: str) -> str:
+    """Return code that builds the plain form: timm's, or a program where stock timm has no such network."""
+    cfg = model.pretrained_cfg
+    if not _is_stock(cfg['architecture']):
+        code = _python(
+            'import torch',
+            'from huggingface_hub import hf_hub_download',
+            '',
+            f"model = torch.export.load(hf_hub_download('{repo_id}', '{folder}model.pt2')).module()",
+        )
+        shape = ', '.join(map(str, cfg['input_size']))
+        mean, std = list(cfg['mean']), list(cfg['std'])
+        return f'{code}\n\nIt takes images (N, {shape}) in [0, 1], less mean {mean}, over std {std}.'
+    if not folder:
+        return _python('import timm', '', f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()")
+    return _python(
+        'import timm',
+        'from huggingface_hub import snapshot_download',
+        '',
+        f"folder = snapshot_download('{repo_id}', allow_patterns='{folder}*')",
+        f"model = timm.create_model(f'local-dir:{{folder}}/{folder.rstrip('/')}', pretrained=True).eval()",
+    )
 
 
 def _python(*lines: str) -> str:

@@ -165,13 +165,13 @@ def _write(
         return {ONNX: _save_onnx(folded, folder / ONNX)}, []
     if form == 'folded' or not _is_lc(folded):
         return {WEIGHTS: _save(folded, folder, facts)}, []
-    note = f'stock timm lacks {_architecture(model)}: {PROGRAM} is it folded, for torch.export.load, without timm'
+    note = f'stock timm has no {_architecture(model)}: {PROGRAM} is it folded, for torch.export.load without timm'
     written = {PROGRAM: _save_program(folded, folder / PROGRAM)}
     try:
         written[ONNX] = _save_onnx(folded, folder / ONNX)
     except ModuleNotFoundError as error:
         return written, [note, f'{ONNX} was left out: {error}']
-    return written, [f'{note}; {ONNX} for other runtimes']
+    return written, [f'{note}, and {ONNX} for other runtimes']
 
 
 def _architecture(model: nn.Module) -> str:

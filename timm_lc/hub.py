@@ -1,5 +1,6 @@
 """Push networks to the Hugging Face Hub: one commit, from which `timm.create_model('hf-hub:...')` builds them again."""
 
+import copy
 import csv
 import math
 import re
@@ -9,7 +10,7 @@ from http.client import responses
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from timm.utils import unwrap_model
 from torch import nn
@@ -25,6 +26,7 @@ from .checkpoint import (
     train_arguments,
     weights_file,
 )
+from .exporting import ONNX, PROGRAM, export
 from .folding import fold
 
 __all__ = ['push_to_hub', 'read_card', 'read_facts', 'write_repositories']
@@ -40,6 +42,7 @@ ADVICE = {
     409: 'something else changed the repository at the same time: push again',
     412: 'something else changed the repository at the same time: push again',
 }
+PLAIN = 'plain'  # folder of the form that needs no timm_lc
 AGAIN = 'push again later; what has arrived is not sent again'
 
 
@@ -70,12 +73,12 @@ def push_to_hub(
         private: Whether a repository made by this is private; None is the owner's default.
         revision: Branch to push to; made from the main branch if need be.
         create_pr: Whether to open a pull request against the main branch.
-        plain: Whether to add the stock form (`fold`), which needs no `timm_lc`, in the folder plain/.
-        plain_repo: Repository for the stock form, in place of that folder.
+        plain: Whether to add the form that needs no `timm_lc`, `export(model, 'plain', ...)`, in the folder plain/.
+        plain_repo: Repository for that form, in place of the folder.
         facts: What the model cards say of the training.
         card: Text of README.md in place of `model_card(...)`.
-        sparse: As in `save_pretrained`; not for the stock form.
-        dtype: As in `save_pretrained`.
+        sparse: As in `save_pretrained`; not for the plain form.
+        dtype: As in `save_pretrained`; not for the plain form.
         token: Of the Hub; None is that of `hf auth login` or the environment.
         commit_message: First line of the commit, title of the pull request.
 
@@ -83,7 +86,7 @@ def push_to_hub(
         For each repository the address of the commit or pull request.
 
     Raises:
-        ValueError: If an argument is wrong, or stock timm has no architecture for the stock form.
+        ValueError: If an argument is wrong, or the plain form does not give the logits of `model`.
         ConnectionError: If the Hub refuses or does not answer. What went wrong and what to do is one line.
     """
     if create_pr and revision not in (None, 'main'):
@@ -134,19 +137,28 @@ def write_repositories(
     for name in filter(None, (repo_id, plain_repo)):
         if not re.fullmatch(r'\b[\w.-]+\b/\b[\w.-]+\b', name):
             raise ValueError(f'a repository must be `user/name`, got {name!r}')
-    model = unwrap_model(model)
-    stock = _stock(model) if plain_repo else None
+    model, root = unwrap_model(model), Path(root)
     text = model_card(model, repo_id, plain_repo=plain_repo, facts=facts) if card is None else card
-    folder = save_pretrained(model, Path(root, repo_id), sparse=sparse, dtype=dtype, card=text)
-    written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
-    if stock is not None and plain_repo == repo_id:
-        folder = save_pretrained(stock, Path(root, repo_id, 'plain'), dtype=dtype, card='')
-        written[repo_id] += [folder / name for name in (CONFIG, WEIGHTS)]
-    elif stock is not None and plain_repo:
-        text = model_card(stock, plain_repo, plain_of=repo_id, facts=facts)
-        folder = save_pretrained(stock, Path(root, plain_repo), dtype=dtype, card=text)
-        written[plain_repo] = [folder / name for name in (CARD, CONFIG, WEIGHTS)]
+    written: dict[str, list[Path]] = {repo_id: []}
+    if plain_repo == repo_id:
+        written[repo_id] = _write_plain(model, root / repo_id / PLAIN)
+    elif plain_repo:
+        plain_text = model_card(fold(model), plain_repo, plain_of=repo_id, facts=facts)
+        written[plain_repo] = _write_plain(model, root / plain_repo, plain_text)
+    folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, card=text)
+    written[repo_id] = [folder / name for name in (CARD, CONFIG, WEIGHTS)] + written[repo_id]
     return written
+
+
+def _write_plain(model: nn.Module, folder: Path, card: str = '') -> list[Path]:
+    """Write the form that needs no `timm_lc`, with a model card if one is given."""
+    done = export(copy.deepcopy(model).cpu().eval(), 'plain', folder)
+    files = [path for path in done.files if path.name != CARD]
+    if not is_foreign_card(folder / CARD):
+        (folder / CARD).unlink(missing_ok=True)
+        if card:
+            (folder / CARD).write_text(card, encoding='utf-8')
+    return [folder / CARD, *files] if card else files
 
 
 def read_card(path: str | Path) -> str | None:
@@ -197,15 +209,6 @@ def _metrics(path: Path, epoch: int | None) -> dict[str, float]:
     return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
-def _stock(model: nn.Module) -> nn.Module:
-    """Return the folded network, of an architecture that stock timm has."""
-    stock = fold(model)
-    if stock.pretrained_cfg['architecture'].startswith('lc_'):
-        name = model.pretrained_cfg['architecture']
-        raise ValueError(f'stock timm has no architecture for {name}: push it without its stock form')
-    return stock
-
-
 def _upload(
     api: HfApi,
     repo_id: str,
@@ -222,10 +225,8 @@ def _upload(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             _make_branch(api, repo_id, revision)
-        if _keeps_card(api, repo_id, folder, revision):
-            files = [path for path in files if path != folder / CARD]
-        additions = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        commit = api.create_commit(repo_id, additions, commit_message=message, revision=revision, create_pr=create_pr)
+        operations = _operations(api, repo_id, folder, files, revision)
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
     except FAILURES as error:
         raise ConnectionError(f'cannot push to {repo_id}: {_explain(error)}') from error
     return commit.pr_url or commit.commit_url
@@ -238,12 +239,20 @@ def _make_branch(api: HfApi, repo_id: str, revision: str) -> None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
-def _keeps_card(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> bool:
-    """Return whether a generated card would replace one in the repository that somebody else wrote."""
-    if is_foreign_card(folder / CARD) or not api.file_exists(repo_id, CARD, revision=revision):
-        return False
-    with tempfile.TemporaryDirectory() as present:
-        return is_foreign_card(Path(api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=present)))
+def _operations(
+    api: HfApi, repo_id: str, folder: Path, files: list[Path], revision: str | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Return what a commit adds, and deletes because another network or form left it in the folder plain/."""
+    present = set(api.list_repo_files(repo_id, revision=revision))
+    if CARD in present and not is_foreign_card(folder / CARD):
+        with tempfile.TemporaryDirectory() as copies:
+            card = api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=copies)
+            keeps_card = is_foreign_card(Path(card))
+        files = [path for path in files if not (keeps_card and path == folder / CARD)]
+    added = {path.relative_to(folder).as_posix(): path for path in files}
+    stale = present & {f'{PLAIN}/{name}' for name in (CONFIG, WEIGHTS, PROGRAM, ONNX)} - added.keys()
+    additions = [CommitOperationAdd(name, path) for name, path in added.items()]
+    return [*additions, *(CommitOperationDelete(name) for name in sorted(stale))]
 
 
 def _explain(error: BaseException) -> str:

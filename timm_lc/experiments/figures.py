@@ -3,7 +3,7 @@
 from typing import Any
 
 from timm_lc.analysis.plots import Curve, Panel, curves
-from timm_lc.experiments.catalogue import Experiment, Printed, Value
+from timm_lc.experiments.experiment import Experiment, Printed, Value
 from timm_lc.experiments.results import Cells
 from timm_lc.experiments.tables import differences, series_of
 

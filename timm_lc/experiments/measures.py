@@ -22,8 +22,9 @@ from timm_lc.counting import count_parameters
 from timm_lc.experiments.data import Images
 from timm_lc.experiments.trainer import evaluate
 from timm_lc.filters import random_values
+from timm_lc.layers import LCConv2d
 
-__all__ = ['FRESH', 'MEASURES']
+__all__ = ['COUNTS', 'FRESH', 'MEASURES']
 
 Measure = Callable[[nn.Module, Images], dict[str, Any]]
 FreshMeasure = Callable[[nn.Module], dict[str, Any]]
@@ -68,10 +69,14 @@ def positions(model: nn.Module, images: Images) -> dict[str, Any]:
 
 
 def filters(model: nn.Module, images: Images) -> dict[str, Any]:
-    """Take the first layer's filters (C_out, C_in, k_h, k_w), combined and random ones (figures 12 and 14)."""
-    combined = _stem(model)
-    spatial = model.conv1.spatial.weight.detach()[: len(combined)]
-    return {'filters': _rounded(combined), 'random': _rounded(spatial)}
+    """Take the first layer's filters (C_out, C_in, k_h, k_w) (figures 12 and 14)."""
+    return {'filters': _rounded(_stem(model))}
+
+
+def random_filters(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Take as many of the filters (C_out, C_in, k_h, k_w) that the first LC-Block combines (figure 12)."""
+    block = next(module for module in model.modules() if isinstance(module, LCConv2d))
+    return {'random': _rounded(block.spatial.weight.detach()[: block.out_channels])}
 
 
 def pointwise(model: nn.Module, images: Images) -> dict[str, Any]:
@@ -110,6 +115,7 @@ MEASURES: dict[str, Measure] = {
     'entropy': entropy,
     'positions': positions,
     'filters': filters,
+    'random': random_filters,
     'pointwise': pointwise,
     'reconstruction': reconstruction,
 }

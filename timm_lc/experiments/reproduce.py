@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from timm_lc.analysis.plots import save
-from timm_lc.experiments.catalogue import Experiment, Variant
 from timm_lc.experiments.data import Images, load_images
+from timm_lc.experiments.experiment import Experiment, Variant
 from timm_lc.experiments.figures import draw
 from timm_lc.experiments.measures import FRESH
 from timm_lc.experiments.results import Line, collect, describe, load, make_line, merge, setting_of
@@ -112,7 +112,7 @@ def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
         for experiment, variant in chosen:
             run = variant.run(seed, options.recipe)
             folder = folder_of(run, options.data_name, options.limit)
-            if experiment.measures:
+            if experiment.measures and not (experiment.single and seed > options.seed):
                 found.setdefault(folder, (run, []))[1].append((experiment, variant))
     index, count = options.shard
     jobs = [Job(run, options.runs_dir / folder, tuple(points)) for folder, (run, points) in found.items()]

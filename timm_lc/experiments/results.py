@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timm_lc.experiments.catalogue import Experiment, Variant
+from timm_lc.experiments.experiment import Experiment, Variant
 from timm_lc.experiments.files import read_lines, write_lines
 from timm_lc.experiments.trainer import Run
 

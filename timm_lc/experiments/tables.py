@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm_lc.analysis.statistics import mean_and_std, paired_interval
-from timm_lc.experiments.catalogue import GAP, Experiment, Printed, Value
+from timm_lc.experiments.experiment import GAP, Experiment, Printed, Value
 from timm_lc.experiments.results import Cells
 
 __all__ = ['differences', 'markdown_table', 'points', 'series_of']

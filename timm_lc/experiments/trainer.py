@@ -1,6 +1,6 @@
 """The paper's CIFAR training (appendix C), exactly: 75 epochs of SGD on images that live on the device.
 
-All randomness of an epoch, order and augmentation, is a function of (seed, epoch), and the state after each epoch is
+All randomness of an epoch, order and augmentation, is a function of (seed, epoch), and the state after an epoch is
 saved: a run that was killed goes on with the same weights, to the bit on a CPU.
 """
 
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 METRICS, STATE, RUN = 'metrics.jsonl', 'state.pt', 'run.json'
+SAVE_SECONDS = 10.0  # between states: writing one takes longer than a short epoch
 
 
 class OutOfTime(Exception):
@@ -117,8 +118,17 @@ def train(
     Writes `run.json`, one line an epoch in `metrics.jsonl`, `state.pt` to resume from, and in the end a checkpoint of
     `save_pretrained`.
 
+    Args:
+        run: What to train.
+        images: On any device.
+        directory: Of this run alone.
+        device: Where to train.
+        speed: How; None is the best for the device.
+        deadline: Time of `time.monotonic` that no epoch should end after.
+
     Raises:
         ValueError: If `directory` holds another run, or there are fewer images than a batch.
+        OutOfTime: If another epoch would end after `deadline`.
     """
     recipe, speed = run.recipe, speed or Speed.best_for(device)
     steps = len(images.train) // recipe.batch_size
@@ -130,15 +140,20 @@ def train(
     if start < recipe.epochs:
         images = images.map(lambda tensor: tensor.to(device))
         trained = torch.compile(model, mode='reduce-overhead') if speed.compile else model
+        saved = time.monotonic()
         with tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar:
             for epoch in range(start, recipe.epochs):
                 bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{recipe.epochs}')
+                started = time.monotonic()
                 line = _train_epoch(trained, optimizer, run, images, epoch, speed, bar)
-                line.update(evaluate(trained, images, speed))
+                line.update(evaluate(trained, images, speed), seconds=round(time.monotonic() - started, 3))
                 bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
                 append_line(directory / METRICS, line)
-                _save_state(directory, model, optimizer, epoch + 1)
-                if epoch + 1 < recipe.epochs and time.monotonic() + line['seconds'] > deadline:
+                is_last, is_late = epoch + 1 == recipe.epochs, time.monotonic() + line['seconds'] > deadline
+                if is_last or is_late or time.monotonic() > saved + SAVE_SECONDS:
+                    _save_state(directory, model, optimizer, epoch + 1)
+                    saved = time.monotonic()
+                if is_late and not is_last:
                     raise OutOfTime
     save_pretrained(model, directory)
     return float(read_lines(directory / METRICS)[-1]['accuracy'])
@@ -177,7 +192,7 @@ def _train_epoch(
     """Train for one epoch; return its line of metrics."""
     model.train()
     torch.manual_seed((run.seed << 20) + epoch)  # of dropout, if a model has any
-    recipe, started, losses = run.recipe, time.perf_counter(), []
+    recipe, losses = run.recipe, []
     steps = len(images.train) // recipe.batch_size
     for step, (batch, labels) in enumerate(_batches(images, run, epoch)):
         for group in optimizer.param_groups:
@@ -191,7 +206,7 @@ def _train_epoch(
     loss = torch.stack(losses).mean().item()
     if not math.isfinite(loss):
         raise ValueError(f'`lr` {recipe.lr}: the loss of epoch {epoch + 1} is {loss}')
-    return {'epoch': epoch + 1, 'loss': loss, 'seconds': round(time.perf_counter() - started, 3)}
+    return {'epoch': epoch + 1, 'loss': loss}
 
 
 def _batches(images: Images, run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
