@@ -116,7 +116,8 @@ _ALL = (
         kind='reconstruction', pair=None, log=False,
         notes=(
             'The paper shows pictures and does not say of which network: these are of the first layer of '
-            'LCResNet-20-16x1. The error is what least squares leaves, over the norm of the learned filters; 27 random filters span all.',
+            'LCResNet-20-16x1. The error is what least squares leaves, over the norm of the learned filters; '
+            '27 random filters span all.',
         ),
     ),
     Experiment(
