@@ -103,7 +103,7 @@ TRAIN = (
     '--output . --experiment run {model}'
 )
 VALIDATE = f'{SMALL} {LOADER} --use-train-size {{model}}'
-BENCHMARK = '--device cpu --img-size 32 -b 4 --num-warm-iter 1 --num-bench-iter 2 --no-retry'
+BENCHMARK = '--device cpu --img-size 32 -b 4 --num-warm-iter 1 --num-bench-iter 10 --no-retry'
 PENALTY = '--opt-kwargs l1=5e-5'
 
 
