@@ -42,7 +42,8 @@ def heading(outcomes, scripts):
         'images of 32 pixels in 4 classes, for an epoch or two of 4 steps. After each training the filters in the',
         'memory of every rank, in the averaged (EMA) network and in a network of other filters that loads the',
         'checkpoint are those of a new network, to the bit. Validation finds the accuracy that training logged, and',
-        f'onnxruntime computes what the network does to 1e-4. {", ".join(f"{count} {kind}" for kind, count in counts.items())}.',
+        'onnxruntime computes what the network does to 1e-4. '
+        f'{", ".join(f"{count} {kind}" for kind, count in counts.items())}.',
         '',
         'A cell lists the variants that pass: '
         + '; '.join(map(describe, VARIANTS))
