@@ -8,6 +8,10 @@ import timm
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption('--families', action='store_true', help="test one network of each of timm's convolutional files")
+
+
 @pytest.fixture(autouse=True, scope='session')
 def one_thread():
     """Small tensors are fastest on one thread, and results do not depend on the machine."""
