@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -581,7 +582,8 @@ def test_errors_leave_with_status_2_and_one_line(argv, words, hub, run, capsys, 
     assert re.search(words, line)
 
 
-def test_folders_are_written_per_repository(tmp_path):
-    written = write_repositories(build(name='lc_test_resnet'), tmp_path, NAME, plain_repo='user/plain')
-    assert list(written) == [NAME, 'user/plain']
-    assert all(path.is_file() and path.is_relative_to(tmp_path / name) for name in written for path in written[name])
+def test_folders_are_written_per_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = write_repositories(build(name='lc_test_resnet'), 'dry', NAME, plain_repo='user/plain')
+    assert written == {name: [Path('dry', name, file) for file in sorted(FILES)] for name in (NAME, 'user/plain')}
+    assert all(path.is_file() for files in written.values() for path in files)

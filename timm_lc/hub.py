@@ -153,7 +153,7 @@ def write_repositories(
 def _write_plain(model: nn.Module, folder: Path, card: str = '') -> list[Path]:
     """Write the form that needs no `timm_lc`, with a model card if one is given."""
     done = export(copy.deepcopy(model).cpu().eval(), 'plain', folder)
-    files = [path for path in done.files if path.name != CARD]
+    files = [folder / path.name for path in done.files if path.name != CARD]
     if not is_foreign_card(folder / CARD):
         (folder / CARD).unlink(missing_ok=True)
         if card:
