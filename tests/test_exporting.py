@@ -300,17 +300,16 @@ def test_compare_counts():
 
 @pytest.mark.parametrize('value', [1.0, math.nan])
 def test_another_network_is_refused_and_leaves_nothing(value, tmp_path, monkeypatch):
-    model = network('lc_resnet20_16x1')
-
     def wrong(model):
         folded = timm_lc.fold(model)
         torch.nn.init.constant_(folded.fc.bias, value)
         return folded
 
     monkeypatch.setattr(exporting, 'fold', wrong)
-    for form in ('plain', 'folded'):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    for name, form in (('lc_test_resnet', 'plain'), ('lc_resnet20_16x1', 'plain'), ('lc_resnet20_16x1', 'folded')):
         with pytest.raises(ValueError, match=r'model\.\w+ is not the network: on random images logits differ by up to'):
-            export(model, form, tmp_path / 'a' / 'b')
+            export(network(name), form, tmp_path / 'a' / 'b')
     assert not list(tmp_path.iterdir())
 
 
@@ -367,6 +366,8 @@ def saved(tmp_path):
 def test_the_command_compares_on_images_of_a_folder(form, saved, tmp_path, capsys, monkeypatch):
     if form == 'onnx' and not exporting.find_spec('onnxruntime'):
         pytest.skip("needs onnx and onnxruntime: pip install 'timm_lc[onnx]'")
+    if form == 'plain':
+        monkeypatch.setitem(sys.modules, 'onnx', None)
     monkeypatch.setattr('timm_lc.evaluation.os.cpu_count', lambda: 0)
     folder, images = map(str, saved)
     argv = ['export', folder, '--to', form, '--output', str(tmp_path / 'out'), '--data-dir', images, '--limit', '4']
