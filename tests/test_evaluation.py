@@ -40,6 +40,21 @@ def test_images_are_scaled_and_normalised_in_order(part, model, tmp_path):
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_images_are_grey_for_a_network_of_one_channel(tmp_path):
+    pixels = images_in(tmp_path).reshape(12, 32, 32, 3)
+    model = timm.create_model('lc_resnet20_16x1', num_classes=3, in_chans=1)
+    [(images, _)] = folder_loader(model, tmp_path)
+    grey = pixels @ np.array([0.299, 0.587, 0.114]) / 255  # ITU-R 601, as PIL's
+    expected = (grey - np.mean([0.4914, 0.4822, 0.4465])) / np.mean([0.247, 0.2435, 0.2616])
+    np.testing.assert_allclose(images[:, 0].numpy(), expected, atol=0.02)
+    assert predict(model, [(images, torch.zeros(12))], torch.device('cpu'))[0].shape == (12, 3)
+
+
+def test_a_network_of_five_channels_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='the model takes 5 channels, and images have 1 or 3'):
+        folder_loader(timm.create_model('lc_resnet20_16x1', in_chans=5), tmp_path)
+
+
 def test_images_of_another_size_are_resized_and_cropped(tmp_path):
     images_in(tmp_path, classes=4)
     images, _ = next(iter(folder_loader(timm.create_model('test_resnet', num_classes=4), tmp_path)))

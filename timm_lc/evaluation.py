@@ -10,6 +10,8 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .info import input_size
+
 __all__ = ['accuracy', 'folder_dataset', 'folder_loader', 'predict']
 
 
@@ -26,13 +28,13 @@ def folder_loader(
         split: Part of the tree.
 
     Raises:
-        ValueError: If `data_dir` is no folder of images, its classes are not those of `model`, or `batch_size` or
-            `limit` is not positive.
+        ValueError: If `data_dir` is no folder of images, its classes are not those of `model`, `model` takes no
+            images of 1 or 3 channels, or `batch_size` or `limit` is not positive.
     """
     for name, value in (('batch_size', batch_size), ('limit', limit)):
         if value is not None and value < 1:
             raise ValueError(f'`{name}` must be a positive integer, got {value}')
-    config = resolve_data_config(model=model)
+    config = _data_config(model)
     dataset = folder_dataset(data_dir, split, input_img_mode='L' if config['input_size'][0] == 1 else 'RGB')
     classes, num_classes = len(dataset.reader.class_to_idx), getattr(model, 'num_classes', None)
     if num_classes is not None and classes != num_classes:
@@ -40,9 +42,21 @@ def folder_loader(
     samples = dataset.reader.samples
     if limit is not None and limit < len(samples):
         dataset.reader.samples = [samples[index * len(samples) // limit] for index in range(limit)]
-    prepared = {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
     workers = min(4, os.cpu_count() or 1)
-    return create_loader(dataset, batch_size=batch_size, num_workers=workers, use_prefetcher=False, **prepared)
+    return create_loader(dataset, batch_size=batch_size, num_workers=workers, use_prefetcher=False, **config)
+
+
+def _data_config(model: nn.Module) -> dict[str, Any]:
+    """Return how timm prepares images for `model`; grey ones for one channel, whatever timm has recorded."""
+    config = resolve_data_config(model=model)
+    channels = input_size(model)[0]
+    if channels not in (1, 3):
+        raise ValueError(f'the model takes {channels} channels, and images have 1 or 3')
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):
+        values = config[key]
+        config[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
+    return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
 
 
 def folder_dataset(data_dir: str | Path, split: str, **kwargs: Any) -> Any:
