@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 
+from timm_lc import save_pretrained
 from timm_lc.cli import main
 from timm_lc.demo import Digits
 
@@ -36,10 +37,10 @@ def test_info_shows_sharing_and_the_bytes_of_a_checkpoint(capsys, tmp_path):
     out = capsys.readouterr().out
     assert 'shared, repeats every' in out
     model = timm.create_model('lc_resnet20_16x2', share_weights=True, recycle=4)
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    save_pretrained(model, tmp_path)
     size = (tmp_path / 'model.safetensors').stat().st_size
     printed = int(out.split('checkpoint: ')[1].split(' bytes')[0].replace(',', ''))
-    assert abs(printed - size) < 200  # timm's file adds metadata
+    assert printed == size
 
 
 @pytest.mark.parametrize(

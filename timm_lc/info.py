@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .checkpoint import file_metadata
 from .counting import ParameterCount, count_parameters
 from .frozen import is_frozen
 from .layers import LCConv2d
@@ -27,7 +28,7 @@ class LayerInfo(NamedTuple):
 
 
 class ModelInfo(NamedTuple):
-    """All convolutions and the totals: bytes of a safetensors checkpoint, multiply-adds of one image's forward pass."""
+    """All convolutions and the totals: bytes of `model.safetensors`, multiply-adds of one image's forward pass."""
 
     layers: list[LayerInfo]
     parameters: ParameterCount
@@ -45,8 +46,8 @@ def describe(name: str, **model_kwargs: Any) -> ModelInfo:
         model(image)
     layers = [_layer(name, module, model) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     empty = {key: torch.empty_like(tensor, device='cpu') for key, tensor in model.state_dict().items()}
-    multiply_adds = counter.get_total_flops() // 2
-    return ModelInfo(layers, count_parameters(model), len(save(empty)), multiply_adds, input_size(model))
+    size, multiply_adds = len(save(empty, file_metadata(empty))), counter.get_total_flops() // 2
+    return ModelInfo(layers, count_parameters(model), size, multiply_adds, input_size(model))
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
