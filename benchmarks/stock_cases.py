@@ -137,9 +137,9 @@ def export(flags, options='', **kwargs):
     return tool('onnx_export.py', flags, f'net.onnx --img-size 32 {options}', 'exported', **kwargs)
 
 
-def rewrite(script, flags, options, **kwargs):
-    name = 'net.safetensors' if '--safetensors' in flags else 'net.pth'
-    return tool(script, flags, f'{options} --output {name}', 'rewritten', **kwargs)
+def rewrite(script, flags, **kwargs):
+    output = '--output net.safetensors' if '--safetensors' in flags else '--output net.pth'
+    return tool(script, flags, output, 'rewritten', **kwargs)
 
 
 # Sharing is in the checkpoint, an expansion is not, and onnx_export.py has no --model-kwargs.
@@ -148,7 +148,7 @@ ONNX = {'options': '--num-classes 4 --model {name}', 'only': 'plain|shared|recyc
 FIRST = train('--epochs 2 --model-ema --model-ema-decay 0.5')  # leaves `{checkpoint}`
 
 CASES = [
-    train('', note='filters of another seed', seed=3),
+    train('', note='--model-kwargs seed=3', seed=3),
     train('--amp --amp-dtype bfloat16'),
     train('--model-ema --model-ema-decay 0.5'),
     train('--model-ema --model-ema-warmup'),
@@ -209,10 +209,10 @@ CASES = [
     export('--checkpoint {checkpoint} --dynamo', **ONNX),
     export('--model local-dir:{exported}'),
     export('--model local-dir:{exported} --reparam'),
-    rewrite('avg_checkpoints.py', '', "--input {runs} --filter 'checkpoint-*.pth.tar'"),
-    rewrite('avg_checkpoints.py', '--no-use-ema --safetensors', "--input {runs} --filter 'checkpoint-*.pth.tar'"),
-    rewrite('clean_checkpoint.py', '', '--checkpoint {checkpoint} --no-hash'),
-    rewrite('clean_checkpoint.py', '--no-use-ema --safetensors', '--checkpoint {checkpoint} --no-hash'),
+    rewrite('avg_checkpoints.py', "--input {runs} --filter 'checkpoint-*.pth.tar'"),
+    rewrite('avg_checkpoints.py', "--input {runs} --filter 'checkpoint-*.pth.tar' --no-use-ema --safetensors"),
+    rewrite('clean_checkpoint.py', '--checkpoint {checkpoint} --no-hash'),
+    rewrite('clean_checkpoint.py', '--checkpoint {checkpoint} --no-hash --no-use-ema --safetensors'),
     tool(
         'bulk_runner.py',
         f"--module 1 --model-list 'lc_resnet20_16x[12]' timm_lc run benchmark.py --bench inference {BENCHMARK}",

@@ -4,9 +4,8 @@ import hashlib
 import os
 import platform
 import re
-import shlex
 import statistics
-import sys
+from collections import Counter
 from importlib import metadata
 
 from step import cpu_model
@@ -15,10 +14,10 @@ from stock_cases import STOCK, VARIANTS
 GOOD = ('passes', 'refused')
 
 
-def as_markdown(outcomes, scripts):
+def as_markdown(outcomes, args):
     """Return a table for each script, then what does not pass and what is refused, with what the script said."""
     tried = [outcome for outcome in outcomes if outcome['outcome'] != 'refused']
-    lines = [*heading(outcomes, scripts)]
+    lines = heading(outcomes, args)
     for script in dict.fromkeys(outcome['script'] for outcome in tried):
         lines += ['', f'## {script}', '', *flag_table([o for o in tried if o['script'] == script])]
     lines += detail_table('What does not pass', [o for o in tried if o['outcome'] != 'passes'])
@@ -26,12 +25,9 @@ def as_markdown(outcomes, scripts):
     return '\n'.join([*lines, ''])
 
 
-def heading(outcomes, scripts):
-    command = shlex.join(['python', 'benchmarks/stock_scripts.py', *sys.argv[1:]])
-    train = hashlib.sha256((scripts / 'train.py').read_bytes()).hexdigest()
-    counts = {
-        kind: sum(o['outcome'] == kind for o in outcomes) for kind in dict.fromkeys(o['outcome'] for o in outcomes)
-    }
+def heading(outcomes, args):
+    command = 'python benchmarks/stock_scripts.py' + (' --full' if args.full else '')
+    train = hashlib.sha256((args.scripts / 'train.py').read_bytes()).hexdigest()
     return [
         "# timm's own scripts on `lc_` networks",
         '',
@@ -42,13 +38,19 @@ def heading(outcomes, scripts):
         'images of 32 pixels in 4 classes, for an epoch or two of 4 steps. After each training the filters in the',
         'memory of every rank, in the averaged (EMA) network and in a network of other filters that loads the',
         'checkpoint are those of a new network, to the bit. Validation finds the accuracy that training logged, and',
-        'onnxruntime computes what the network does to 1e-4. '
-        f'{", ".join(f"{count} {kind}" for kind, count in counts.items())}.',
+        f'onnxruntime computes what the network does to 1e-4. {summed(outcomes)}.',
         '',
-        'A cell lists the variants that pass: '
-        + '; '.join(map(describe, VARIANTS))
-        + '. Seconds are the median of a row.',
+        '- A cell lists the variants that pass: ' + '; '.join(map(describe, VARIANTS)) + '.',
+        '- Seconds are the median of a row, start-up included, on a machine that was shared.',
+        '- train.py gives DistributedDataParallel `device_ids`, which it refuses on a CPU; "device_ids dropped" is',
+        '  with `--device-modules timm_lc cpu_ddp` (benchmarks/cpu_ddp.py).',
+        '- onnx_export.py has no `--model-kwargs`: what is not in a checkpoint reaches it by `local-dir:`.',
     ]
+
+
+def summed(outcomes):
+    counts = Counter(outcome['outcome'] for outcome in outcomes)
+    return ', '.join(f'{count} {kind}' for kind, count in counts.items())
 
 
 def describe(variant):
@@ -57,7 +59,7 @@ def describe(variant):
 
 
 def versions():
-    packages = [name for name in ('torch', 'timm', 'onnx', 'onnxruntime') if has(name)]
+    packages = [name for name in ('torch', 'timm', 'onnx', 'onnxruntime', 'pandas', 'pillow') if has(name)]
     return ', '.join(
         [f'python {platform.python_version()}', *(f'{name} {metadata.version(name)}' for name in packages)]
     )
@@ -86,8 +88,21 @@ def summary(outcomes):
     kinds = {}
     for outcome in outcomes:
         kinds.setdefault(outcome['outcome'], []).append(outcome['cell'].split()[1])
-    parts = [', '.join(names) if kind in GOOD else f'**{kind}**: {", ".join(names)}' for kind, names in kinds.items()]
+    parts = [listed(names) if kind in GOOD else f'**{kind}**: {listed(names)}' for kind, names in kinds.items()]
     return '; '.join(parts)
+
+
+def listed(variants):
+    return 'all four' if len(variants) == len(VARIANTS) else ', '.join(variants)
+
+
+def grouped(cells):
+    """Return 'NETWORK (VARIANTS), ...' for cells 'NETWORK VARIANT'."""
+    variants = {}
+    for cell in cells:
+        model, variant = cell.split()
+        variants.setdefault(model, []).append(variant)
+    return ', '.join(f'{model} ({listed(names)})' for model, names in variants.items())
 
 
 def detail_table(title, outcomes):
@@ -101,7 +116,8 @@ def detail_table(title, outcomes):
     lines = ['', f'## {title}', '', '| script and flags | network | last line | stock timm |', '|---|---|---|---|']
     for (script, label, kind, message, stock), names in groups.items():
         outcome = '' if kind in GOOD else f'{kind}: '
-        lines.append(f'| {script} {shown(label)} | {", ".join(names)} | {outcome}{quoted(message)} | {quoted(stock)} |')
+        theirs = 'the same' if stock == message else quoted(stock)
+        lines.append(f'| {script} {shown(label)} | {grouped(names)} | {outcome}{quoted(message)} | {theirs} |')
     return lines
 
 

@@ -57,9 +57,6 @@ class Place:
     work: Path
     data: Path
 
-    def __hash__(self):
-        return hash(self.work)
-
 
 def main(argv=None):
     args = parse(argv)
@@ -73,7 +70,7 @@ def main(argv=None):
             progress(f'{number} of {len(todo)}, {outcome["seconds"]:.1f} s: {outcome["key"]}: {outcome["outcome"]}')
     found = [outcomes[key(*pair)] for pair in chosen if key(*pair) in outcomes]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(as_markdown(found, args.scripts))
+    args.output.write_text(as_markdown(found, args))
     return int(any(outcome['outcome'] == 'fails' for outcome in found))
 
 
@@ -118,7 +115,7 @@ def make_images(folder, counts=(('train', 16), ('validation', 8))):
             (folder / split / str(label)).mkdir(parents=True, exist_ok=True)
             for index in range(count):
                 pixels = colour + random.integers(-64, 64, (32, 32, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / str(label) / f'{index}.png')
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / str(label) / f'{label}-{index}.png')
 
 
 def read_outcomes(work):
@@ -136,13 +133,19 @@ def judge(case, cell, place):
     names = {'key': key(case, cell), 'script': case.script, 'label': case.label, 'cell': str(cell)}
     outcome = names | attempt(case, cell, place)
     if outcome['outcome'] == 'fails' and case.has_stock:
-        stock = attempt(case, Cell(cell.model, 'stock'), place)
+        stock = attempt_stock(case, Cell(cell.model, 'stock'), place)
         outcome['stock'] = stock['message'] or stock['outcome']
         if stock['outcome'] == 'fails':
             outcome['outcome'] = 'needs a GPU' if case.needs_gpu else 'fails in stock timm too'
     with LOCK, (place.work / 'outcomes.jsonl').open('a') as file:
         file.write(json.dumps(outcome) + '\n')
     return outcome
+
+
+def attempt_stock(case, cell, place):
+    """Attempt a case once for all variants of a network."""
+    with lock(cell):
+        return _attempt_once(case, cell, place)
 
 
 def attempt(case, cell, place):
@@ -161,6 +164,9 @@ def attempt(case, cell, place):
     return {'outcome': 'refused' if case.expect else 'passes', 'seconds': seconds, 'message': clean(message, place)}
 
 
+_attempt_once = functools.cache(attempt)
+
+
 def check(run):
     """Return what the script said if that is wanted, nothing if it passes.
 
@@ -177,14 +183,14 @@ def check(run):
 
 
 @functools.cache
-def _lock(cell):
-    return threading.Lock()
+def lock(cell):
+    return threading.RLock()
 
 
 def train_first(cell, place):
     """Return the folder of a cell's first training, with its checkpoints and an export for `local-dir:`."""
     folder = place.work / 'first' / slug(str(cell))
-    with _lock(cell):
+    with lock(cell):
         if not (folder / 'exported').is_dir():
             run = execute(FIRST, cell, place, folder)
             check(run)
@@ -209,7 +215,9 @@ def execute(case, cell, place, base):
         'HF_HUB_OFFLINE': '1',
     }
     with (folder / 'log.txt').open('w') as log:
-        status = wait(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, process_group=0))
+        status = wait(
+            subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        )
     return Run(case, cell, folder, base, place.data, status, (folder / 'log.txt').read_text())
 
 
