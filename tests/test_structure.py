@@ -16,8 +16,8 @@ ORDER = [
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
     'card', 'checkpoint',
     'info', 'evaluation', 'exporting', 'hub', 'demo',
-    'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.measures', 'experiments.experiment',
-    'experiments.catalogue',
+    'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.experiment', 'experiments.timing',
+    'experiments.measures', 'experiments.catalogue',
     'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.reproduce',
     'experiments.commands', 'experiments', 'scripts', 'commands', 'cli', '__main__', '__init__',
 ]  # fmt: skip

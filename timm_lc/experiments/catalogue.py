@@ -49,6 +49,21 @@ TABLE1 = (  # accuracy and its deviation, total and learnable in millions
     (91.39, 0.29, 38.4, 38.4), (91.89, 0.10, 38.4, 4.2), (91.58, 0.15, None, None),
     (91.93, 0.13, 4.6, 4.2), (91.57, 0.28, 4.6, 4.2), (91.34, 0.24, 1.7, 4.2),
 )  # fmt: skip
+# Times in ms, forward and with the backward pass, and their deviations; then MiB
+TABLE3 = (
+    (35.7, 0.145, 124, 1.490, 1002, 8352, 8428, 146.66), (35.7, 0.180, 82.3, 0.092, 1002, 8352, 8428, 146.66),
+    (35.9, 0.165, 82.6, 0.131, 888, 8408, 8484, 33.84), (36.2, 0.170, 83, 0.065, 870, 8410, 8486, 17.74),
+    (36.1, 0.168, 82.8, 0.008, 870, 8410, 8486, 17.74),
+)  # fmt: skip
+COSTS = (
+    Value('forward_ms', 'forward [ms]', 1, relative=True),
+    Value('both_ms', 'forward + backward [ms]', 1, relative=True),
+    Value('model_memory', 'model [MiB]', 0, relative=True),
+    Value('forward_peak', 'forward peak [MiB]', 0, relative=True),
+    Value('both_peak', 'forward + backward peak [MiB]', 0, relative=True),
+    Value('checkpoint', 'checkpoint [MiB]', 2, relative=True),
+)  # fmt: skip
+ONE, TWO = 'one convolution', "two convolutions, as the paper's"
 
 
 def find(name: str) -> Experiment:
@@ -81,6 +96,24 @@ def _length(reduction: int) -> int:
     """Return the length of figure 10's vector: whole filters of the longest layer, below one of them whole kernels."""
     unit = 256 * 9 if SLICES[-1] / reduction >= 256 * 9 else 9
     return math.ceil(SLICES[-1] / reduction / unit) * unit
+
+
+def _timed() -> Iterable[Variant]:
+    """Return table 3's rows in both forms; the penalty is no part of it."""
+    for two in (True, False):
+        for row, arguments, l1, amount in METHODS:
+            if amount or not l1:
+                facet = TWO if two else ONE
+                yield Variant('', row, WIDEST, arguments, amount=amount, facet=facet, two_convolutions=two)
+
+
+def _table3() -> Iterable[Printed]:
+    rows = [row for row, _, l1, amount in METHODS if amount or not l1]
+    for row, (forward, forward_std, both, both_std, *sizes) in zip(rows, TABLE3, strict=True):
+        yield Printed('table 3', '', row, forward, std=forward_std, value='forward_ms', facet=TWO)
+        yield Printed('table 3', '', row, both, std=both_std, value='both_ms', facet=TWO)
+        for value, size in zip(COSTS[2:], sizes, strict=True):
+            yield Printed('table 3', '', row, size, value=value.key, facet=TWO)
 
 
 def _recycled(reduction: int) -> tuple[Variant, ...]:
@@ -258,6 +291,15 @@ _ALL = (
             'its own definitions give 4.46 M and 1.55 M.',
             'In our text of the paper, columns of table 1 run together: the accuracy of the recycled row reads '
             '"91.93 ± 0.13 91.92 ± 0.21", and the shared row has no count.',
+        ),
+    ),
+    Experiment(
+        'table3', 'Time and memory of LCResNet-20-16x128, 64 images of 32x32', tuple(_timed()), 'method', COSTS,
+        measures=(), fresh=('timing',), kind='', pair=None, log=False, printed=tuple(_table3()),
+        notes=(
+            "The paper's times are of an A100-SXM4-40GB.",
+            'Ours are the mean of up to seven rounds. Checkpoints of two convolutions hold all weights, a shared '
+            'vector once; ours hold what is learned, and pruned weights packed.',
         ),
     ),
 )  # fmt: skip

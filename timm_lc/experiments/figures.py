@@ -1,9 +1,13 @@
 """An experiment as a figure."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
-from timm_lc.analysis.plots import Curve, Panel, curves
-from timm_lc.experiments.experiment import Experiment, Printed, Value
+import numpy as np
+
+from timm_lc.analysis.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics
+from timm_lc.experiments.experiment import GAP, LEARNABLE, Experiment, Printed, Value
 from timm_lc.experiments.results import Cells
 from timm_lc.experiments.tables import differences, series_of
 
@@ -24,22 +28,6 @@ def draw(experiment: Experiment, cells: Cells) -> Any:
         raise ModuleNotFoundError("figures need matplotlib: pip install 'timm_lc[plots]'") from error
 
 
-def _facets(experiment: Experiment) -> list[str]:
-    return list(dict.fromkeys(variant.facet for variant in experiment.variants))
-
-
-def _places(experiment: Experiment) -> list[Any]:
-    return list(dict.fromkeys(variant.x for variant in experiment.variants))
-
-
-def _runs(cells: Cells, facet: str, x: Any, series: str, key: str) -> list[float]:
-    return list(cells.get((facet, x, series), {}).get(key, {}).values())
-
-
-def _band(printed: Printed) -> tuple[Any, float, float]:
-    return printed.x, printed.low, printed.low if printed.high is None else printed.high
-
-
 def _curves(experiment: Experiment, cells: Cells) -> Any:
     """Draw one panel for each facet and value, one curve for each series."""
     return curves([_panel(experiment, cells, facet, v) for facet in _facets(experiment) for v in experiment.values])
@@ -56,19 +44,122 @@ def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Pa
         )
         for style, series in enumerate(series_of(experiment))
     ]
-    return Panel(lines, experiment.x_label, value.title, facet, experiment.log, _places(experiment))
+    places, vertical = _places(experiment), experiment.vertical
+    return Panel(lines, experiment.x_label, value.title, facet, experiment.log, places, vertical=vertical)
 
 
 def _gaps(experiment: Experiment, cells: Cells) -> Any:
     """Draw the differences of the pair, one curve for each facet."""
     key, places = experiment.values[0].key, _places(experiment)
     lines = [
-        Curve(facet, [(x, differences(experiment, cells, facet, x, key)) for x in places], style)
+        Curve(
+            facet,
+            [(x, differences(experiment, cells, facet, x, key)) for x in places],
+            style,
+            [_band(p) for p in experiment.printed if (p.facet, p.series) == (facet, GAP)],
+        )
         for style, facet in enumerate(_facets(experiment))
     ]
     first, second = experiment.pair or ('', '')
-    label = f'{experiment.values[0].title}: {first} less {second}'
+    label = f'{experiment.values[0].title}:\n{first} less {second}'
     return curves([Panel(lines, experiment.x_label, label, '', experiment.log, places, zero=True)])
 
 
-_DRAWINGS = {'curves': _curves, 'dots': _curves, 'gaps': _gaps}
+def _filters(experiment: Experiment, cells: Cells) -> Any:
+    """Draw filters of the first layer, rows by expansion; random and learned ones around them in figure 12."""
+    around = 'random' in experiment.measures
+    panels = []
+    for facet in _facets(experiment):
+        for series in series_of(experiment)[: 1 if around else None]:
+            points = [(x, cells.get((facet, x, series), {})) for x in _places(experiment)]
+            rows = [(f'x{x}', _picture(found['filters'])) for x, found in points if 'filters' in found]
+            if around and rows:
+                rows = [('Random', _picture(next(found['random'] for _, found in points if found))), *rows]
+                learned = cells.get((facet, 1, LEARNABLE), {})
+                rows += [('Learned', _picture(learned['filters']))] if learned else []
+            panels += [(', '.join(part for part in (facet, '' if around else series) if part), rows)] if rows else []
+    return mosaics(panels)
+
+
+def _positions(experiment: Experiment, cells: Cells) -> Any:
+    """Draw the variance of each kernel element, the mean over runs: learned above, combined random below."""
+    rows = []
+    for series in reversed(series_of(experiment)):
+        found = [(facet, cells.get((facet, 1, series), {}).get('positions', {})) for facet in _facets(experiment)]
+        row = [(facet, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for facet, runs in found if runs]
+        rows += [(series, row)] if row else []
+    return heat_maps(rows, 'variance (1 over the layer)')
+
+
+def _distributions(experiment: Experiment, cells: Cells) -> Any:
+    """Draw pointwise weights, a row for each expansion and a column for each layer."""
+    found = {
+        x: [
+            (style, cells.get(('', x, series), {}).get('pointwise'))
+            for style, series in enumerate(series_of(experiment))
+        ]
+        for x in _places(experiment)
+    }
+    known = {x: [(style, _first(runs)) for style, runs in both if runs] for x, both in found.items()}
+    layers = list(next(layers for both in known.values() for _, layers in both))
+    rows = [
+        (
+            f'x{x}',
+            [
+                [Histogram(each[layer]['counts'], each[layer]['range'], style) for style, each in both]
+                for layer in layers
+            ],
+        )
+        for x, both in known.items()
+        if both
+    ]
+    return histograms(rows, [layer.removesuffix('.pointwise') for layer in layers], series_of(experiment))
+
+
+def _reconstruction(experiment: Experiment, cells: Cells) -> Any:
+    """Draw learned filters as made up of n random ones."""
+    found = next(iter(cells.values()))
+    errors = {value.key: next(iter(found[value.key].values())) for value in experiment.values}
+    pictures = [
+        (f'{count} random, error {errors[f"error_{count}"]:.2f}', _picture({0: picture}))
+        for count, picture in _first(found['reconstructed']).items()
+    ]
+    return mosaics([('', [*pictures, ('learned', _picture(found['filters']))])])
+
+
+_DRAWINGS = {
+    'curves': _curves,
+    'dots': _curves,
+    'gaps': _gaps,
+    'filters': _filters,
+    'positions': _positions,
+    'distributions': _distributions,
+    'reconstruction': _reconstruction,
+}
+
+
+def _facets(experiment: Experiment) -> list[str]:
+    return list(dict.fromkeys(variant.facet for variant in experiment.variants))
+
+
+def _places(experiment: Experiment) -> list[Any]:
+    return list(dict.fromkeys(variant.x for variant in experiment.variants))
+
+
+def _runs(cells: Cells, facet: str, x: Any, series: str, key: str) -> list[float]:
+    return list(cells.get((facet, x, series), {}).get(key, {}).values())
+
+
+def _band(printed: Printed) -> tuple[Any, float, float]:
+    ends: Iterable[float] = (printed.low, printed.low if printed.high is None else printed.high)
+    finite = [end for end in ends if math.isfinite(end)]
+    return printed.x, finite[0], finite[-1]
+
+
+def _first(runs: dict[int, Any]) -> Any:
+    """Return the value of the first training seed."""
+    return runs[min(runs)]
+
+
+def _picture(runs: dict[int, Any]) -> np.ndarray:
+    return np.array(_first(runs))

@@ -1,7 +1,8 @@
 """What is measured of a trained network, by name: a function of the network and the images it was trained on.
 
-Each returns a dictionary of values: numbers, and lists where a figure shows pictures. Filters are those after linear
-combination, of the network's first convolution (section 4.2, appendix E).
+Those in `FRESH` need no training: they are functions of a variant and a device. Each returns a dictionary of values:
+numbers, and lists where a figure shows pictures. Filters are those after linear combination, of the network's first
+convolution (section 4.2, appendix E).
 """
 
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from timm_lc.analysis.metrics import (
 from timm_lc.analysis.robustness import Normalized, pgd, robust_accuracy
 from timm_lc.counting import count_parameters
 from timm_lc.experiments.data import Images
+from timm_lc.experiments.experiment import Variant
+from timm_lc.experiments.timing import build, measure_timing
 from timm_lc.experiments.trainer import evaluate
 from timm_lc.filters import random_values
 from timm_lc.layers import LCConv2d
@@ -27,13 +30,13 @@ from timm_lc.layers import LCConv2d
 __all__ = ['COUNTS', 'FRESH', 'MEASURES']
 
 Measure = Callable[[nn.Module, Images], dict[str, Any]]
-FreshMeasure = Callable[[nn.Module], dict[str, Any]]
+FreshMeasure = Callable[[Variant, torch.device], dict[str, Any]]
 
 BATCH = 500
 PGD_IMAGES = 1000  # ten steps on each: all images would take as long as training on a CPU
-BINS = 101
+BINS = 51
 RANDOM_STREAM = 1  # of the filters that figure 2 combines
-COUNTS = (1, 2, 4, 8, 16, 24, 27, 32, 64, 128, 256)
+COUNTS = (1, 2, 4, 8, 16, 24, 27)  # 3x3 filters of three channels have 27 weights
 
 
 def accuracy(model: nn.Module, images: Images) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def random_filters(model: nn.Module, images: Images) -> dict[str, Any]:
 
 
 def pointwise(model: nn.Module, images: Images) -> dict[str, Any]:
-    """Count each layer's pointwise weights in 101 bins over +-`range` (figure 16)."""
+    """Count each layer's pointwise weights in 51 bins over +-`range` (figure 16)."""
     layers = {}
     for name, weights in pointwise_weights(model):
         limit = weights.abs().max().item()
@@ -102,9 +105,9 @@ def reconstruction(model: nn.Module, images: Images) -> dict[str, Any]:
     return {**errors, 'filters': _rounded(target), 'reconstructed': pictures}
 
 
-def counts(model: nn.Module) -> dict[str, Any]:
+def counts(variant: Variant, device: torch.device) -> dict[str, Any]:
     """Count parameters (table 1)."""
-    return dict(count_parameters(model)._asdict())
+    return dict(count_parameters(build(variant))._asdict())
 
 
 MEASURES: dict[str, Measure] = {
@@ -121,7 +124,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 # Of networks that need no training
-FRESH: dict[str, FreshMeasure] = {'counts': counts}
+FRESH: dict[str, FreshMeasure] = {'counts': counts, 'timing': measure_timing}
 
 
 def _stem(model: nn.Module) -> Tensor:

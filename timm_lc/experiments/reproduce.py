@@ -24,7 +24,6 @@ from timm_lc.experiments.results import Line, collect, describe, load, make_line
 from timm_lc.experiments.runs import complete, folder_of, known_values, measure_run, run_facts
 from timm_lc.experiments.tables import markdown_table
 from timm_lc.experiments.trainer import STATE, OutOfTime, Recipe, Run, Speed, describe_device
-from timm_lc.pruning import prune_pointwise
 
 __all__ = ['Job', 'Options', 'plan', 'reproduce', 'write_results']
 
@@ -122,8 +121,7 @@ def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
 def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     """Run what is missing and write the results of each experiment; return whether nothing is missing any more."""
     for experiment in experiments:
-        fresh = [line for variant in _chosen(experiment, options) for line in _fresh(experiment, variant, options)]
-        merge(options.output / experiment.id, fresh)
+        _measure_fresh(experiment, options)
     jobs = plan(experiments, options)
     missing = [job for job in jobs if _lacking(job, options)]
     if missing:
@@ -131,7 +129,7 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
         for number, lines in enumerate(_work_off(missing, images, options), 1):
             for name, line in lines:
                 merge(options.output / name, [line])
-            _report(lines, number, len(missing))
+            _report(lines, f'run {number} of {len(missing)}')
     for experiment in experiments:
         write_results(experiment, options.output / experiment.id, _setting(options))
     return not any(_lacking(job, options) for job in jobs)
@@ -180,17 +178,21 @@ def _lacking(job: Job, options: Options) -> list[tuple[Experiment, Variant]]:
     ]
 
 
-def _fresh(experiment: Experiment, variant: Variant, options: Options) -> Iterator[Line]:
-    """Yield a line of what needs no training."""
-    if not experiment.fresh:
-        return
-    model = timm.create_model(variant.model, **variant.model_kwargs)
-    if variant.amount:
-        prune_pointwise(model, variant.amount)
-    values: dict[str, Any] = {}
-    for name in experiment.fresh:
-        values.update(FRESH[name](model.to(options.device)))
-    yield make_line(variant, None, {'device': describe_device(options.device)}, values)
+def _measure_fresh(experiment: Experiment, options: Options) -> None:
+    """Measure what needs no training, unless it was measured on this device; write it into the results."""
+    directory, device = options.output / experiment.id, describe_device(options.device)
+    where = {'device': device, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__}
+    for variant in _chosen(experiment, options) if experiment.fresh else ():
+        point = (variant.facet, variant.series, variant.x, device)
+        known = [line for line in load(directory) if line['run']['seed'] is None]
+        if point not in [(line['facet'], line['series'], line['x'], line['where']['device']) for line in known]:
+            values: dict[str, Any] = {}
+            for name in experiment.fresh:
+                values.update(FRESH[name](variant, options.device))
+            line = make_line(variant, None, where, values)
+            merge(directory, [line])
+            if not experiment.measures:
+                _report([(experiment.id, line)])
 
 
 def _work_off(jobs: Sequence[Job], images: Images, options: Options) -> Iterator[list[tuple[str, Line]]]:
@@ -237,12 +239,13 @@ def _finish(job: Job, images: Images, options: Options, deadline: float) -> list
     return []
 
 
-def _report(lines: Sequence[tuple[str, Line]], number: int, count: int) -> None:
+def _report(lines: Sequence[tuple[str, Line]], progress: str = '') -> None:
     for name, line in lines:
         numbers = {key: value for key, value in line['values'].items() if isinstance(value, int | float)}
         shown = ', '.join(f'{key} {value:.4g}' for key, value in numbers.items())
         point = ' '.join(str(part) for part in (line['facet'], line['series'], line['x']) if part != '')
-        tqdm.write(f'{name}: {point}, seed {line["run"]["seed"]}: {shown} ({number} of {count})')
+        seed = '' if line['run']['seed'] is None else f', seed {line["run"]["seed"]}'
+        tqdm.write(f'{name}: {point}{seed}: {shown or "pictures"}' + (f' ({progress})' if progress else ''))
 
 
 def _describe_setting(setting: str) -> str:

@@ -1,5 +1,6 @@
 """An experiment as a Markdown table: ours beside the paper's, the deviation, intervals of paired differences."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,13 +8,19 @@ from timm_lc.analysis.statistics import mean_and_std, paired_interval
 from timm_lc.experiments.experiment import GAP, Experiment, Printed, Value
 from timm_lc.experiments.results import Cells
 
-__all__ = ['differences', 'markdown_table', 'points', 'series_of']
+__all__ = ['differences', 'markdown_table', 'points', 'series_of', 'table']
 
 NONE = '–'  # noqa: RUF001
 
 
 def markdown_table(experiment: Experiment, cells: Cells) -> str:
-    """Return the table: a row for each point that we measured or the paper prints, mean ± deviation over runs."""
+    """Return the table as Markdown."""
+    header, *rows = table(experiment, cells)
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, ['---'] * len(header), *rows])
+
+
+def table(experiment: Experiment, cells: Cells) -> list[list[str]]:
+    """Return the header, and a row for each point that we measured or the paper prints: mean ± deviation over runs."""
     columns = [(series, value) for value in experiment.values for series in series_of(experiment)]
     header = [*(['panel'] if _has_facets(experiment) else []), experiment.x_label]
     rows = [[*([facet] if _has_facets(experiment) else []), str(x)] for facet, x in points(experiment, cells)]
@@ -21,7 +28,7 @@ def markdown_table(experiment: Experiment, cells: Cells) -> str:
         _add_column(experiment, cells, series, value, header, rows)
     for value in experiment.values if experiment.pair else ():
         _add_gap(experiment, cells, value, header, rows)
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, ['---'] * len(header), *rows])
+    return [header, *rows]
 
 
 def points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:
@@ -52,18 +59,18 @@ def _add_column(
     printed = _printed(experiment, series, value)
     header += [title, *([f'paper: {title}', 'deviation'] if printed else [])]
     for row, (facet, x) in zip(rows, points(experiment, cells), strict=True):
-        ours = list(cells.get((facet, x, series), {}).get(value.key, {}).values())
-        row.append(_spread(ours, value))
+        found = cells.get((facet, x, series), {})
+        ours = list(found.get(value.key, {}).values())
+        row.append(_spread(ours, value, found.get(f'{value.key}_std', {}).get(0)))
         if printed:
             row += _beside(ours, printed.get((facet, x)), value)
 
 
 def _add_gap(experiment: Experiment, cells: Cells, value: Value, header: list[str], rows: list[list[str]]) -> None:
     """Append, in place, the difference of the paired series and its interval."""
-    first, second = experiment.pair or ('', '')
     several = f', {value.title}' if len(experiment.values) > 1 else ''
     printed = _printed(experiment, GAP, value)
-    header += [f'{first} less {second}{several}', '95 % interval']
+    header += [f'difference{several}', '95 % interval']
     header += ['paper: difference', 'deviation'] if printed else []
     for row, (facet, x) in zip(rows, points(experiment, cells), strict=True):
         ours = differences(experiment, cells, facet, x, value.key)
@@ -71,39 +78,45 @@ def _add_gap(experiment: Experiment, cells: Cells, value: Value, header: list[st
         signed = f'{mean_and_std(ours)[0]:+.{value.digits}f}' if ours else NONE
         row += [signed, ' to '.join(f'{end:+.{value.digits}f}' for end in interval) if interval else NONE]
         if printed:
-            row += _beside(ours, printed.get((facet, x)), value)
+            row += _beside(ours, printed.get((facet, x)), value, '+')
 
 
 def _printed(experiment: Experiment, series: str, value: Value) -> dict[tuple[str, Any], Printed]:
     return {(p.facet, p.x): p for p in experiment.printed if p.series == series and p.value == value.key}
 
 
-def _spread(values: Sequence[float], value: Value) -> str:
-    """Return mean ± standard deviation (runs), the last two where there are several runs."""
+def _spread(values: Sequence[float], value: Value, within: float | None = None) -> str:
+    """Return mean ± standard deviation (runs), the last two where there are several runs; or that within one run."""
     if not values:
         return NONE
     mean, std = mean_and_std(values)
-    return _number(mean, value) + (f' ± {std:,.{value.digits}f} ({len(values)})' if std is not None else '')
+    if within is not None:
+        return f'{mean:,.{value.digits}f} ± {within:.{value.digits}f}'
+    return f'{mean:,.{value.digits}f}' + (f' ± {std:,.{value.digits}f} ({len(values)})' if std is not None else '')
 
 
-def _beside(ours: Sequence[float], paper: Printed | None, value: Value) -> list[str]:
+def _beside(ours: Sequence[float], paper: Printed | None, value: Value, sign: str = '') -> list[str]:
     """Return the paper's number, and how far the mean of ours is from it or from its range."""
     if paper is None:
         return [NONE, NONE]
-    high = paper.low if paper.high is None else paper.high
-    text = _number(paper.low, value) + (f' to {_number(high, value)}' if high != paper.low else '')
+    low, high = paper.low, paper.low if paper.high is None else paper.high
+    text = _range(low, high, f'{sign},.{value.digits}f')
     text += f' ± {paper.std:.{value.digits}f}' if paper.std is not None else ''
     if not ours:
         return [text, NONE]
     mean = mean_and_std(ours)[0]
-    nearest = min(max(mean, paper.low), high)
+    nearest = min(max(mean, low), high)
     if value.relative:
         return [text, f'{100 * (mean / nearest - 1):+.1f} %']
     return [text, f'{mean - nearest:+.{value.digits}f}']
 
 
-def _number(number: float, value: Value) -> str:
-    return f'{number:,.{value.digits}f}'
+def _range(low: float, high: float, form: str) -> str:
+    if low == high:
+        return format(low, form)
+    if math.isinf(low):
+        return f'at most {high:{form}}'
+    return f'{low:{form}} to {high:{form}}'
 
 
 def _has_facets(experiment: Experiment) -> bool:
