@@ -9,7 +9,7 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout, top to bottom: a file imports only from those above it
 ORDER = [
     '_timm',
-    'filters', 'spatial', 'packing', 'frozen', 'layers',
+    'filters', 'spatial', 'frozen', 'packing', 'layers',
     'freeze', 'sharing', 'convert', 'folding', 'pruning', 'counting',
     'analysis.metrics', 'analysis.robustness', 'analysis.statistics', 'analysis.plots', 'analysis',
     'optim',

@@ -383,6 +383,12 @@ def test_fold_of_a_learnable_network_leaves_nothing_of_ours(stock):
     assert b'timm_lc' not in pickle.dumps(folded)
 
 
+@pytest.mark.parametrize('kwargs', [{}, {'expansion': 2}, {'share_weights': True}, {'freeze_spatial': False}])
+def test_fold_of_a_registered_network_leaves_nothing_of_ours(kwargs):
+    folded = fold(timm.create_model('lc_test_resnet', **kwargs))
+    assert b'timm_lc' not in pickle.dumps(folded)
+
+
 def test_fold_of_a_stock_network_is_a_copy(stock, images):
     model = stock()
     folded = fold(model)

@@ -10,6 +10,7 @@ from ._timm import describe_as, replace_arguments
 from .convert import replace_modules
 from .frozen import is_frozen, thaw_convolution, unseed_convolution
 from .layers import LCConv2d
+from .packing import refuse_packed
 
 __all__ = ['LC_ARGUMENTS', 'fold']
 
@@ -40,7 +41,7 @@ def fold(model: nn.Module) -> nn.Module:
             unseed_convolution(module)
     vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
     _name_plain(folded)
-    return folded
+    return refuse_packed(folded)
 
 
 def _name_plain(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     'freeze_convolution',
     'is_frozen',
     'is_shared',
+    'remove_hook',
     'seed_convolution',
     'share_convolution',
     'thaw_convolution',
@@ -55,7 +56,7 @@ def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
 
 def unseed_convolution(conv: nn.Conv2d) -> None:
     """Make `conv` load ordinary weights only, in place."""
-    _remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
+    remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
 
 
 def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
@@ -122,7 +123,7 @@ def _fill(conv: nn.Conv2d, filters: np.ndarray | None = None) -> None:
             _copy(conv.weight, _fit(filters, conv))
     conv.record.copy_(torch.from_numpy(bits))
     conv.is_unfilled = False
-    _remove_hook(conv._forward_pre_hooks, refuse_unfilled)
+    remove_hook(conv._forward_pre_hooks, refuse_unfilled)
 
 
 def _copy(target: Tensor, filters: np.ndarray) -> None:
@@ -155,14 +156,15 @@ def refuse_unfilled(conv: nn.Module, args: Any) -> None:
         )
 
 
-def _remove_hook(hooks: dict[int, Any], hook: Any) -> None:
+def remove_hook(hooks: dict[int, Any], hook: Any) -> None:
+    """Remove the function `hook` from a module's registered hooks, in place."""
     for key, registered in list(hooks.items()):
         if getattr(registered, 'hook', registered) is hook:
             del hooks[key]
 
 
 def _add_load_hook(conv: nn.Conv2d) -> None:
-    _remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
+    remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
     conv.register_load_state_dict_pre_hook(_load_filters)
 
 

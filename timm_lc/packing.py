@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .frozen import remove_hook
 from .spatial import is_pointwise, pointwise_convolutions
 
-__all__ = ['accept_packed', 'pack_pointwise']
+__all__ = ['accept_packed', 'pack_pointwise', 'refuse_packed']
 
 _MASK, _VALUES = 'weight.mask', 'weight.values'
 
@@ -37,6 +38,13 @@ def accept_packed(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if is_pointwise(module):
             module.register_load_state_dict_pre_hook(_unpack)
+    return model
+
+
+def refuse_packed(model: nn.Module) -> nn.Module:
+    """Let `model` load whole weights only, in place, as a stock network does; return it."""
+    for module in model.modules():
+        remove_hook(module._load_state_dict_pre_hooks, _unpack)
     return model
 
 
