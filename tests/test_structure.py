@@ -18,8 +18,10 @@ ORDER = [
     'info', 'evaluation', 'exporting', 'hub', 'demo',
     'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.experiment', 'experiments.timing',
     'experiments.measures', 'experiments.catalogue',
-    'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.reproduce',
-    'experiments.commands', 'experiments', 'scripts', 'commands', 'cli', '__main__', '__init__',
+    'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.estimate',
+    'experiments.planning', 'experiments.reproduce',
+    'experiments.commands', 'experiments',
+    'sweep', 'scripts', 'commands', 'prune_command', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 

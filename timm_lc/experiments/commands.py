@@ -74,7 +74,8 @@ def run_cifar(args: argparse.Namespace) -> None:
 def run_reproduce(args: argparse.Namespace) -> None:
     """List experiments, show what would run, or run it."""
     from timm_lc.experiments.catalogue import EXPERIMENTS, find
-    from timm_lc.experiments.reproduce import Options, plan, reproduce
+    from timm_lc.experiments.planning import Options, list_experiments, list_runs
+    from timm_lc.experiments.reproduce import reproduce
 
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
@@ -82,12 +83,9 @@ def run_reproduce(args: argparse.Namespace) -> None:
     names = ('runs', 'seed', 'limit', 'output', 'runs_dir', 'jobs', 'shard', 'max_minutes', 'only', 'values')
     options = Options(args.data, **_training(args), **{name: getattr(args, name) for name in names})
     if args.list:
-        for experiment in experiments or EXPERIMENTS.values():
-            print(f'{experiment.id:<8}{len(plan([experiment], options)):>4} runs  {experiment.title}')
+        print('\n'.join(list_experiments(experiments or list(EXPERIMENTS.values()), options)))
     elif args.dry_run:
-        for job in plan(experiments, options):
-            points = '; '.join(f'{experiment.id} {variant.name}' for experiment, variant in job.points)
-            print(f'{job.state(options):<12}{job.directory.name}  {points}')
+        print('\n'.join(list_runs(experiments, options)))
     elif not reproduce(experiments, options):
         print('stopped when the time was up; the same command goes on')
 

@@ -1,11 +1,8 @@
 """Run what an experiment is missing, and write its results: `timm-lc reproduce`."""
 
 import contextlib
-import dataclasses
 import json
-import math
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,105 +14,16 @@ from tqdm import tqdm
 
 from timm_lc.analysis.plots import save
 from timm_lc.experiments.data import Images, load_images
-from timm_lc.experiments.experiment import Experiment, Variant
+from timm_lc.experiments.experiment import Experiment
 from timm_lc.experiments.figures import draw
 from timm_lc.experiments.measures import FRESH
+from timm_lc.experiments.planning import Job, Options, chosen, plan
 from timm_lc.experiments.results import Line, collect, describe, load, make_line, merge, setting_of
-from timm_lc.experiments.runs import complete, folder_of, known_values, measure_run, run_facts
+from timm_lc.experiments.runs import complete, measure_run, run_facts
 from timm_lc.experiments.tables import markdown_table
-from timm_lc.experiments.trainer import STATE, OutOfTime, Recipe, Run, Speed, describe_device
+from timm_lc.experiments.trainer import OutOfTime, Run, describe_device
 
-__all__ = ['Job', 'Options', 'plan', 'reproduce', 'write_results']
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to run, where, and where results go.
-
-    Args:
-        data: As in `load_images`.
-        device: Where to train and measure.
-        recipe: Of every run; the penalty is each variant's own.
-        runs: Training seeds of each variant.
-        seed: The first of them.
-        limit: Images of each split; None is all.
-        output: Folder of results.
-        runs_dir: Folder of trained networks.
-        speed: How to use the device; None is the best for it.
-        jobs: Runs at once.
-        shard: (i, n): the i-th of n parts of the runs, from 1.
-        max_minutes: After which no epoch is to end.
-        only: Regular expression that names of variants must match.
-        values: The x values to keep, as text; () is all.
-    """
-
-    data: str
-    device: torch.device
-    recipe: Recipe = dataclasses.field(default_factory=Recipe)
-    runs: int = 4
-    seed: int = 0
-    limit: int | None = None
-    output: Path = Path('results')
-    runs_dir: Path = Path('output/runs')
-    speed: Speed | None = None
-    jobs: int = 1
-    shard: tuple[int, int] = (1, 1)
-    max_minutes: float = math.inf
-    only: str = ''
-    values: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ('runs', 'jobs'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'`{name}` must be a positive integer, got {getattr(self, name)}')
-        try:
-            re.compile(self.only)
-        except re.error as error:
-            raise ValueError(f'`only` must be a regular expression, got {self.only!r}: {error}') from error
-        index, count = self.shard
-        if not 1 <= index <= count:
-            raise ValueError(f'`shard` must be i/n with 1 <= i <= n, got {index}/{count}')
-
-    @property
-    def data_name(self) -> str:
-        """The name that the images will have."""
-        return Path(self.data).resolve().name if Path(self.data).is_dir() else self.data
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A training run, and the points that are made of it: (experiment, variant)."""
-
-    run: Run
-    directory: Path
-    points: tuple[tuple[Experiment, Variant], ...]
-
-    def state(self, options: Options) -> str:
-        """Return how far it is: in results, trained, interrupted, or missing."""
-        if not _lacking(self, options):
-            return 'in results'
-        if known_values(self.directory):
-            return 'trained'
-        return 'interrupted' if (self.directory / STATE).is_file() else 'missing'
-
-
-def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
-    """Return the training runs of experiments, each once, seed by seed; those of the shard.
-
-    Raises:
-        ValueError: If no variant of an experiment is left.
-    """
-    found: dict[str, tuple[Run, list[tuple[Experiment, Variant]]]] = {}
-    chosen = [(experiment, variant) for experiment in experiments for variant in _chosen(experiment, options)]
-    for seed in range(options.seed, options.seed + options.runs):
-        for experiment, variant in chosen:
-            run = variant.run(seed, options.recipe)
-            folder = folder_of(run, options.data_name, options.limit)
-            if experiment.measures and not (experiment.single and seed > options.seed):
-                found.setdefault(folder, (run, []))[1].append((experiment, variant))
-    index, count = options.shard
-    jobs = [Job(run, options.runs_dir / folder, tuple(points)) for folder, (run, points) in found.items()]
-    return jobs[index - 1 :: count]
+__all__ = ['reproduce', 'write_results']
 
 
 def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
@@ -123,7 +31,7 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     for experiment in experiments:
         _measure_fresh(experiment, options)
     jobs = plan(experiments, options)
-    missing = [job for job in jobs if _lacking(job, options)]
+    missing = [job for job in (job.lacking(options) for job in jobs) if job.points]
     if missing:
         images = load_images(options.data, limit=options.limit)
         for number, lines in enumerate(_work_off(missing, images, options), 1):
@@ -132,7 +40,7 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
             _report(lines, f'run {number} of {len(missing)}')
     for experiment in experiments:
         write_results(experiment, options.output / experiment.id, _setting(options))
-    return not any(_lacking(job, options) for job in jobs)
+    return not any(job.lacking(options).points for job in jobs)
 
 
 def write_results(experiment: Experiment, directory: Path, setting: str) -> None:
@@ -148,41 +56,15 @@ def write_results(experiment: Experiment, directory: Path, setting: str) -> None
             save(figure, directory / f'{experiment.id}.{suffix}')
 
 
-def _chosen(experiment: Experiment, options: Options) -> list[Variant]:
-    variants = [
-        variant
-        for variant in experiment.variants
-        if re.search(options.only, variant.name) and (not options.values or str(variant.x) in options.values)
-    ]
-    if not variants:
-        known = ', '.join(dict.fromkeys(str(variant.x) for variant in experiment.variants))
-        raise ValueError(f'no point of {experiment.id} is left by `--only` and `--values`; its values are {known}')
-    return variants
-
-
 def _setting(options: Options) -> str:
     return setting_of(describe(Run('', seed=0, recipe=options.recipe), options.data_name, options.limit))
-
-
-def _lacking(job: Job, options: Options) -> list[tuple[Experiment, Variant]]:
-    """Return the points of a job that no results file has."""
-    wanted = json.loads(json.dumps(describe(job.run, options.data_name, options.limit)))
-    return [
-        (experiment, variant)
-        for experiment, variant in job.points
-        if not any(
-            (line['facet'], line['series'], line['x']) == (variant.facet, variant.series, variant.x)
-            and {key: line['run'].get(key) for key in wanted} == wanted
-            for line in load(options.output / experiment.id)
-        )
-    ]
 
 
 def _measure_fresh(experiment: Experiment, options: Options) -> None:
     """Measure what needs no training, unless it was measured on this device; write it into the results."""
     directory, device = options.output / experiment.id, describe_device(options.device)
     where = {'device': device, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__}
-    for variant in _chosen(experiment, options) if experiment.fresh else ():
+    for variant in chosen(experiment, options) if experiment.fresh else ():
         point = (variant.facet, variant.series, variant.x, device)
         known = [line for line in load(directory) if line['run']['seed'] is None]
         if point not in [(line['facet'], line['series'], line['x'], line['where']['device']) for line in known]:
@@ -234,7 +116,7 @@ def _finish(job: Job, images: Images, options: Options, deadline: float) -> list
                     measure_run(job.directory, experiment.measures, images, options.device, variant.amount),
                 ),
             )
-            for experiment, variant in _lacking(job, options)
+            for experiment, variant in job.points
         ]
     return []
 
