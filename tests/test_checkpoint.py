@@ -73,7 +73,8 @@ def pruned(model, amount=0.7):
 
 
 def pictures(model, size=32):
-    channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    recorded = getattr(model, '_model_args', {}).get('in_chans', 3)  # timm before 1.0.31 has no attribute for it
+    channels = getattr(model, 'in_chans', recorded)
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -455,7 +456,7 @@ def test_all_zeros_load(tmp_path):
     assert torch.equal(loaded(pictures(model)), model(pictures(model)))
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_dtype_rounds_matrices_and_keeps_vectors(dtype, tmp_path):
     model = build(num_classes=10)
     loaded = load_model(save_pretrained(model, tmp_path, dtype=dtype)).state_dict()
@@ -539,6 +540,11 @@ def test_saving_over_an_older_checkpoint_replaces_it(tmp_path):
         save_pretrained(model, tmp_path)
         assert sorted(contents(tmp_path)) == ['README.md', 'config.json', 'model.safetensors']
         assert torch.equal(load_model(tmp_path)(pictures(model)), model(pictures(model)))
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path):
+    save_pretrained(build(), tmp_path)
+    assert (tmp_path / 'model.safetensors').stat().st_mode == (tmp_path / 'config.json').stat().st_mode
 
 
 def test_the_same_network_gives_the_same_bytes_and_says_nothing_of_the_machine(tmp_path):

@@ -74,6 +74,7 @@ def save_pretrained(
         _check_rebuilds(model, Path(staged))
         tensors = _tensors(model, sparse=sparse, dtype=dtype)
         save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors))
+        Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
         Path(staged, CARD).write_text(model_card(model) if card is None else card, encoding='utf-8')
         keeps_card = card == '' or is_foreign_card(directory / CARD)
         for name in (WEIGHTS, CONFIG) if keeps_card else (WEIGHTS, CONFIG, CARD):
@@ -266,7 +267,7 @@ def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> di
     for name, tensor in tensors.items():
         if dtype is not None and tensor.is_floating_point() and tensor.ndim > 1:
             tensors[name] = tensor.to(dtype)
-            if not tensors[name].isfinite().all() and tensor.isfinite().all():
+            if not tensors[name].float().isfinite().all() and tensor.isfinite().all():
                 raise ValueError(f'{name!r} overflows in `dtype` {dtype}: its largest value is {tensor.abs().max():g}')
     return pack_pointwise(tensors, model) if sparse else tensors
 
