@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 
 def pytest_addoption(parser):
@@ -67,3 +68,18 @@ def stock():
 def images():
     """Return two small images, (2, 3, 32, 32)."""
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='session')
+def images_in():
+    """Return a function that writes a folder of classes, and returns its pixels (classes, count, 32, 32, 3)."""
+
+    def images_in(folder, classes=3, count=4):
+        pixels = np.random.default_rng(0).integers(0, 256, (classes, count, 32, 32, 3), dtype=np.uint8)
+        for label in range(classes):
+            (folder / f'class{label}').mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(pixels[label, index]).save(folder / f'class{label}' / f'{index}.png')
+        return pixels
+
+    return images_in

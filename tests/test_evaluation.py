@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from timm_lc.evaluation import accuracy, folder_loader, predict
 
@@ -20,18 +19,8 @@ def model():
     return timm.create_model('lc_resnet20_16x1', num_classes=3)
 
 
-def images_in(folder, classes=3, count=4):
-    """Write images, (classes, count, 32, 32, 3); return them."""
-    pixels = np.random.default_rng(0).integers(0, 256, (classes, count, 32, 32, 3), dtype=np.uint8)
-    for label in range(classes):
-        (folder / f'class{label}').mkdir(parents=True)
-        for index in range(count):
-            Image.fromarray(pixels[label, index]).save(folder / f'class{label}' / f'{index}.png')
-    return pixels
-
-
 @pytest.mark.parametrize('part', ['', 'validation', 'val'])
-def test_images_are_scaled_and_normalised_in_order(part, model, tmp_path):
+def test_images_are_scaled_and_normalised_in_order(part, model, tmp_path, images_in):
     pixels = images_in(tmp_path / part).reshape(12, 32, 32, 3)
     images, labels = (torch.cat(parts) for parts in zip(*folder_loader(model, tmp_path, batch_size=5), strict=True))
     config = timm.data.resolve_data_config(model=model)
@@ -40,7 +29,7 @@ def test_images_are_scaled_and_normalised_in_order(part, model, tmp_path):
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
-def test_images_are_grey_for_a_network_of_one_channel(tmp_path):
+def test_images_are_grey_for_a_network_of_one_channel(tmp_path, images_in):
     pixels = images_in(tmp_path).reshape(12, 32, 32, 3)
     model = timm.create_model('lc_resnet20_16x1', num_classes=3, in_chans=1)
     [(images, _)] = folder_loader(model, tmp_path)
@@ -55,13 +44,13 @@ def test_a_network_of_five_channels_is_an_error(tmp_path):
         folder_loader(timm.create_model('lc_resnet20_16x1', in_chans=5), tmp_path)
 
 
-def test_images_of_another_size_are_resized_and_cropped(tmp_path):
+def test_images_of_another_size_are_resized_and_cropped(tmp_path, images_in):
     images_in(tmp_path, classes=4)
     images, _ = next(iter(folder_loader(timm.create_model('test_resnet', num_classes=4), tmp_path)))
     assert images.shape == (16, 3, 160, 160)
 
 
-def test_a_limit_takes_images_of_all_classes(model, tmp_path):
+def test_a_limit_takes_images_of_all_classes(model, tmp_path, images_in):
     images_in(tmp_path)
     [(images, labels)] = folder_loader(model, tmp_path, limit=6)
     assert len(images) == 6
@@ -69,7 +58,7 @@ def test_a_limit_takes_images_of_all_classes(model, tmp_path):
     assert sum(len(labels) for _, labels in folder_loader(model, tmp_path, limit=100)) == 12
 
 
-def test_predict_returns_the_logits_of_eval_mode(model, tmp_path):
+def test_predict_returns_the_logits_of_eval_mode(model, tmp_path, images_in):
     images_in(tmp_path)
     logits, labels = predict(model.train(), folder_loader(model, tmp_path, batch_size=5), torch.device('cpu'))
     images = torch.cat([images for images, _ in folder_loader(model, tmp_path)])
@@ -86,13 +75,13 @@ def test_predict_returns_the_logits_of_eval_mode(model, tmp_path):
         ({'data_dir': 'no/such'}, "`data_dir` must be a folder of images, got 'no/such'"),
     ],
 )
-def test_bad_arguments_are_named(kwargs, text, model, tmp_path):
+def test_bad_arguments_are_named(kwargs, text, model, tmp_path, images_in):
     images_in(tmp_path)
     with pytest.raises(ValueError, match=text):
         folder_loader(model, **{'data_dir': tmp_path, **kwargs})
 
 
-def test_folders_that_do_not_fit_are_errors(model, tmp_path):
+def test_folders_that_do_not_fit_are_errors(model, tmp_path, images_in):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match=r'`data_dir` .*empty: Found 0 images'):
         folder_loader(model, tmp_path / 'empty')

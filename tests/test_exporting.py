@@ -395,5 +395,5 @@ def test_the_command_does_not_replace_its_source(saved, capsys):
     before = (saved[0] / 'model.safetensors').read_bytes()
     with pytest.raises(SystemExit):
         main(['export', str(saved[0]), '--to', 'folded', '--output', str(saved[0])])
-    assert '`--output` is the folder of the checkpoint itself' in capsys.readouterr().err
+    assert '`--output` is the checkpoint itself' in capsys.readouterr().err
     assert (saved[0] / 'model.safetensors').read_bytes() == before

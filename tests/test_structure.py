@@ -17,10 +17,9 @@ ORDER = [
     'card', 'checkpoint',
     'info', 'evaluation', 'exporting', 'hub', 'demo',
     'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.experiment', 'experiments.timing',
-    'experiments.measures', 'experiments.catalogue',
-    'experiments.runs', 'experiments.results', 'experiments.tables', 'experiments.figures', 'experiments.estimate',
-    'experiments.planning', 'experiments.reproduce',
-    'experiments.commands', 'experiments',
+    'experiments.measures', 'experiments.printed', 'experiments.catalogue', 'experiments.runs', 'experiments.results',
+    'experiments.imagenet', 'experiments.tables', 'experiments.figures', 'experiments.estimate', 'experiments.planning',
+    'experiments.reproduce', 'experiments.commands', 'experiments',
     'sweep', 'scripts', 'commands', 'prune_command', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from .commands import (
     run_export,
     run_push,
 )
+from .prune_command import add_prune_arguments, run_prune
 
 __all__ = ['main']
 
@@ -175,6 +176,15 @@ def _parser() -> argparse.ArgumentParser:
         'timm-lc export output/train/RUN --to plain --output output/plain --data-dir /imagenet',
     )
     add_export_arguments(export)
+
+    prune = add(
+        'prune',
+        run_prune,
+        'prune the pointwise weights of a checkpoint, or draw its accuracy over the pruned share',
+        'timm-lc prune output/train/RUN --amount 0.7 --dtype float16 --output output/pruned\n'
+        '  timm-lc prune output/train/RUN --amounts 0:0.95:0.05 --data-dir /imagenet --output output/pruned',
+    )
+    add_prune_arguments(prune)
 
     push = add(
         'push',

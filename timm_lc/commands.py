@@ -1,16 +1,20 @@
-"""The commands on checkpoints, `timm-lc export` and `timm-lc push`: their arguments, and what they do."""
+"""The commands `timm-lc export` and `push`: their arguments, what they do, and what other commands share with them."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ['add_export_arguments', 'add_model_kwargs', 'add_push_arguments', 'known_model', 'run_export', 'run_push']
+__all__ = [
+    'add_checkpoint', 'add_export_arguments', 'add_model_kwargs', 'add_push_arguments', 'known_model',
+    'load_checkpoint', 'refuse_to_replace', 'run_export', 'run_push', 'storage_dtype',
+]  # fmt: skip
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `timm-lc export`."""
     parser.usage = '%(prog)s CHECKPOINT --to FORM --output DIR [options]'
-    _add_checkpoint(parser)
+    add_checkpoint(parser)
+    _add_storage(parser)
     parser.add_argument(
         '--to',
         required=True,
@@ -34,7 +38,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `timm-lc push`."""
     parser.usage = '%(prog)s CHECKPOINT REPO_ID [options]'
-    _add_checkpoint(parser)
+    add_checkpoint(parser)
+    _add_storage(parser)
     parser.add_argument('repo_id', metavar='REPO_ID', help='user/name')
     parser.add_argument('--private', action='store_true', help='make a new repository private')
     parser.add_argument('--revision', metavar='BRANCH', help='branch to push to, made if need be')
@@ -58,18 +63,17 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write a checkpoint in another form, and print how the two compare."""
-    from .checkpoint import WEIGHTS, weights_file
+    from .checkpoint import WEIGHTS
     from .exporting import export
     from .hub import read_facts
 
-    if weights_file(args.checkpoint).resolve() == (args.output / WEIGHTS).resolve():
-        raise ValueError('`--output` is the folder of the checkpoint itself, which the export would replace')
+    refuse_to_replace(args.checkpoint, args.output / WEIGHTS)
     done = export(
-        _load(args),
+        load_checkpoint(args),
         args.to,
         args.output,
         sparse=args.sparse,
-        dtype=_dtype(args),
+        dtype=storage_dtype(args),
         data_dir=args.data_dir,
         limit=args.limit,
         tolerance=args.tolerance,
@@ -88,14 +92,14 @@ def run_push(args: argparse.Namespace) -> None:
     """Push a checkpoint, or write what would be pushed, and print the address or the files."""
     from .hub import push_to_hub, read_card, read_facts, write_repositories
 
-    model = _load(args)
+    model = load_checkpoint(args)
     what = {
         'plain': args.plain,
         'plain_repo': args.plain_repo,
         'facts': read_facts(args.checkpoint, dataset=args.dataset, license=args.license),
         'card': read_card(args.checkpoint),
         'sparse': args.sparse,
-        'dtype': _dtype(args),
+        'dtype': storage_dtype(args),
     }
     if args.dry_run:
         written = write_repositories(model, args.output, args.repo_id, **what)
@@ -128,17 +132,22 @@ def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add CHECKPOINT, `--model` and `--model-kwargs`."""
     parser.add_argument(
         'checkpoint', type=Path, metavar='CHECKPOINT', help='folder of a train.py run or of save_pretrained, or a file'
     )
     parser.add_argument('--model', metavar='NAME', help='architecture, for a file that does not tell it')
     add_model_kwargs(parser)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--sparse', action='store_true', help='store pruned weights as a bit mask and values')
     parser.add_argument('--dtype', choices=('bfloat16', 'float16'), help='floating type of the stored matrices')
 
 
-def _load(args: argparse.Namespace) -> Any:
+def load_checkpoint(args: argparse.Namespace) -> Any:
+    """Return the network of CHECKPOINT, as `--model` and `--model-kwargs` say."""
     if args.model:
         known_model(args.model)
     from .checkpoint import load_model
@@ -146,7 +155,16 @@ def _load(args: argparse.Namespace) -> Any:
     return load_model(args.checkpoint, args.model, **args.model_kwargs)
 
 
-def _dtype(args: argparse.Namespace) -> Any:
+def refuse_to_replace(checkpoint: Path, weights: Path) -> None:
+    """Refuse to write `weights` where `checkpoint` has its own."""
+    from .checkpoint import weights_file
+
+    if weights_file(checkpoint).resolve() == weights.resolve():
+        raise ValueError('`--output` is the checkpoint itself, which would be replaced: give another')
+
+
+def storage_dtype(args: argparse.Namespace) -> Any:
+    """Return the floating type that `--dtype` names, or None."""
     import torch
 
     return args.dtype and getattr(torch, args.dtype)

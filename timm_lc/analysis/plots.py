@@ -13,7 +13,19 @@ import numpy as np
 
 from timm_lc.analysis.statistics import mean_and_std
 
-__all__ = ['COLORS', 'Curve', 'Histogram', 'Panel', 'curves', 'heat_maps', 'histograms', 'mosaics', 'save', 'svg']
+__all__ = [
+    'COLORS',
+    'Curve',
+    'Histogram',
+    'Panel',
+    'curves',
+    'heat_maps',
+    'histograms',
+    'mosaics',
+    'save',
+    'scatter',
+    'svg',
+]
 
 COLORS = ('#d1495b', '#30638e', '#edae49', '#3c887e', '#6d597a', '#8d8d8d')
 MARKERS = 'osD^vP'
@@ -160,6 +172,20 @@ def histograms(
         grid[-1, index].set_xlabel(f'±{widest:.2g}', fontsize=8)
     handles = [_patch(COLORS[style], name) for style, name in enumerate(legend)]
     figure.legend(handles=handles, loc='upper left', frameon=False)
+    return figure
+
+
+def scatter(groups: Sequence[tuple[str, Sequence[tuple[float, float]], int, bool]], x_label: str, y_label: str) -> Any:
+    """Return a figure of points over a logarithmic axis; a group is (label, points, style, filled)."""
+    figure, grid = _subplots(1, 1, (8.0, 5.5))
+    axes = grid[0, 0]
+    for label, points, style, filled in groups:
+        if points:
+            face = COLORS[style] if filled else 'none'
+            axes.scatter(*zip(*points, strict=True), s=36, marker=MARKERS[style], c=face, ec=COLORS[style], label=label)
+    axes.set(xscale='log', xlabel=x_label, ylabel=y_label)
+    axes.grid(visible=True)
+    axes.legend(frameon=False)
     return figure
 
 

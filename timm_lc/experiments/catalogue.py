@@ -12,6 +12,7 @@ from typing import Any
 
 from timm_lc.experiments.experiment import FROZEN, GAP, LEARNABLE, Experiment, Printed, Value, Variant
 from timm_lc.experiments.measures import COUNTS
+from timm_lc.experiments.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TABLE2, TABLE3, lowres_gap
 
 __all__ = ['EXPERIMENTS', 'find']
 
@@ -30,30 +31,23 @@ LOWRES = {
     'ResNet-50': 'resnet50', 'ResNet-101': 'resnet101', 'Wide-ResNet-50x2': 'wide_resnet50_2',
     'MobileNet v2': 'mobilenetv2_100',
 }  # fmt: skip
-COMBINING = ('ResNet-50', 'ResNet-101', 'Wide-ResNet-50x2', 'MobileNet v2')
 
 # Figure 10: lengths of all slices of LCResNet-20-64x1, and by how much the vector is shorter than the longest
 SLICES = tuple(c_out * c_in * 9 for c_in, c_out in ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)))
 REDUCTIONS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 512, 2048, 8192, 65536)
 
-# Table 1 and table 3: row, arguments, penalty, pruned share
+# Table 1: row, arguments, penalty, pruned share
 METHODS: tuple[tuple[str, dict[str, Any], float, float], ...] = (
-    ('Baseline', LEARNS, 0.0, 0.0),
-    ('+ Freezing', {}, 0.0, 0.0),
-    ('+ Weight sharing', SHARED, 0.0, 0.0),
-    ('+ Recycled WS (1/16)', RECYCLED, 0.0, 0.0),
-    ('+ 1x1 regularization (5e-5)', RECYCLED, PENALTY, 0.0),
-    ('+ 1x1 pruning (0.7)', RECYCLED, PENALTY, 0.7),
+    (ROWS[0], LEARNS, 0.0, 0.0),
+    (ROWS[1], {}, 0.0, 0.0),
+    (ROWS[2], SHARED, 0.0, 0.0),
+    (ROWS[3], RECYCLED, 0.0, 0.0),
+    (ROWS[4], RECYCLED, PENALTY, 0.0),
+    (ROWS[5], RECYCLED, PENALTY, 0.7),
 )
-TABLE1 = (  # accuracy and its deviation, total and learnable in millions
-    (91.39, 0.29, 38.4, 38.4), (91.89, 0.10, 38.4, 4.2), (91.58, 0.15, None, None),
-    (91.93, 0.13, 4.6, 4.2), (91.57, 0.28, 4.6, 4.2), (91.34, 0.24, 1.7, 4.2),
-)  # fmt: skip
-# Times in ms, forward and with the backward pass, and their deviations; then MiB
-TABLE3 = (
-    (35.7, 0.145, 124, 1.490, 1002, 8352, 8428, 146.66), (35.7, 0.180, 82.3, 0.092, 1002, 8352, 8428, 146.66),
-    (35.9, 0.165, 82.6, 0.131, 888, 8408, 8484, 33.84), (36.2, 0.170, 83, 0.065, 870, 8410, 8486, 17.74),
-    (36.1, 0.168, 82.8, 0.008, 870, 8410, 8486, 17.74),
+IMAGENET = (
+    'lc_resnet18', 'lc_resnet50', 'lc_resnet50d', 'lc_resnext50_32x4d', 'lc_wide_resnet50_2', 'lc_mobilenetv2_100',
+    'lc_mobilenetv3_large_100',
 )  # fmt: skip
 COSTS = (
     Value('forward_ms', 'forward [ms]', 1, relative=True),
@@ -63,7 +57,6 @@ COSTS = (
     Value('both_peak', 'forward + backward peak [MiB]', 0, relative=True),
     Value('checkpoint', 'checkpoint [MiB]', 2, relative=True),
 )  # fmt: skip
-ONE, TWO = 'one convolution', "two convolutions, as the paper's"
 
 
 def find(name: str) -> Experiment:
@@ -103,17 +96,8 @@ def _timed() -> Iterable[Variant]:
     for two in (True, False):
         for row, arguments, l1, amount in METHODS:
             if amount or not l1:
-                facet = TWO if two else ONE
+                facet = AS_PRINTED if two else 'one convolution'
                 yield Variant('', row, WIDEST, arguments, amount=amount, facet=facet, two_convolutions=two)
-
-
-def _table3() -> Iterable[Printed]:
-    rows = [row for row, _, l1, amount in METHODS if amount or not l1]
-    for row, (forward, forward_std, both, both_std, *sizes) in zip(rows, TABLE3, strict=True):
-        yield Printed('table 3', '', row, forward, std=forward_std, value='forward_ms', facet=TWO)
-        yield Printed('table 3', '', row, both, std=both_std, value='both_ms', facet=TWO)
-        for value, size in zip(COSTS[2:], sizes, strict=True):
-            yield Printed('table 3', '', row, size, value=value.key, facet=TWO)
 
 
 def _recycled(reduction: int) -> tuple[Variant, ...]:
@@ -124,6 +108,8 @@ def _recycled(reduction: int) -> tuple[Variant, ...]:
 
 
 BY_EXPANSION = _flat(_both(e, f'lc_resnet20_16x{e}') for e in EXPANSIONS)
+ON_IMAGENET = _flat(_both(row, model) for row, model in zip(NETWORKS, IMAGENET, strict=True))
+TOP1, TOP5 = Value('top1', 'top-1 [%]'), Value('top5', 'top-5 [%]')
 BY_KERNEL = _flat(
     _both(e, f'lc_resnet20_16x{e}', f'k = {k}', **({} if k == 3 else {'kernel_size': k}))
     for k in KERNELS
@@ -131,11 +117,6 @@ BY_KERNEL = _flat(
 )
 EXPANSION = 'LC expansion E'
 ACCURACY = Value('accuracy', 'validation accuracy [%]')
-AT_128 = (
-    Printed('table 1', FROZEN, 128, 91.89, std=0.10),
-    Printed('table 1', LEARNABLE, 128, 91.39, std=0.29),
-    Printed('table 1', GAP, 128, 0.50),
-)
 
 _ALL = (
     Experiment(
@@ -157,10 +138,7 @@ _ALL = (
         'fig3', 'Accuracy of off-the-shelf networks',
         _flat(_both(name, f'lc_lowres_{model}') for name, model in LOWRES.items()),
         'network', kind='dots', log=False,
-        printed=tuple(
-            Printed('section 4.1', GAP, name, *((-1.9, -1.6) if name in COMBINING else (-math.inf, -16.0)))
-            for name in LOWRES
-        ),
+        printed=tuple(map(lowres_gap, LOWRES)),
         notes=('The authors published no low-resolution networks: `lc_lowres_*` are our reading of them.',),
     ),
     Experiment(
@@ -245,6 +223,16 @@ _ALL = (
         says=('appendix F: weights become sparser with E, frozen or not',),
     ),
     Experiment(
+        'fig17', 'ImageNet accuracy over learnable parameters', ON_IMAGENET, 'model',
+        (TOP1, Value('learnable', 'learnable parameters', 0)), (), ('counts',), kind='scatter', pair=None, log=False,
+        printed=tuple(printed for printed in TABLE2 if printed.value == 'top1' and printed.series != GAP),
+        stock=True,
+        notes=(
+            "Grey: timm's networks trained on ImageNet-1k alone, from results/results-imagenet.csv of the checkout in "
+            "$TIMM_SCRIPTS. Hollow: the paper's accuracies (table 2) at our counts.",
+        ),
+    ),
+    Experiment(
         'fig18', 'Accuracy of LCResNet-20-16x128, recycled 1/16, over the penalty',
         tuple(Variant('', f'{value:g}', WIDEST, RECYCLED, l1=value) for value in LAMBDAS),
         'lambda', pair=None, log=False,
@@ -276,16 +264,7 @@ _ALL = (
         tuple(Variant('', row, WIDEST, arguments, l1, amount) for row, arguments, l1, amount in METHODS), 'method',
         (Value('nonzero', 'total', 0, relative=True), Value('learnable', 'learnable', 0, relative=True), ACCURACY),
         fresh=('counts',), kind='', pair=None, log=False,
-        printed=tuple(
-            Printed('table 1', '', method[0], number, std=std, value=key)
-            for method, (accuracy, deviation, total, learnable) in zip(METHODS, TABLE1, strict=True)
-            for key, number, std in (
-                ('accuracy', accuracy, deviation),
-                ('nonzero', total and 1e6 * total, None),
-                ('learnable', learnable and 1e6 * learnable, None),
-            )
-            if number
-        ),
+        printed=TABLE1,
         notes=(
             'Totals count non-zero weights, a shared vector once. The paper prints 4.6 M and 1.7 M for the last rows; '
             'its own definitions give 4.46 M and 1.55 M.',
@@ -294,8 +273,13 @@ _ALL = (
         ),
     ),
     Experiment(
+        'table2', 'ImageNet accuracy of off-the-shelf networks', ON_IMAGENET, 'model', (TOP1, TOP5), (), kind='',
+        log=False, printed=TABLE2, stock=True,
+        notes=("Trained by timm's train.py, train_configs/rsb_a2.yaml: commands.sh, then `--train-dirs`.",),
+    ),
+    Experiment(
         'table3', 'Time and memory of LCResNet-20-16x128, 64 images of 32x32', tuple(_timed()), 'method', COSTS,
-        measures=(), fresh=('timing',), kind='', pair=None, log=False, printed=tuple(_table3()),
+        measures=(), fresh=('timing',), kind='', pair=None, log=False, printed=TABLE3,
         notes=(
             "The paper's times are of an A100-SXM4-40GB.",
             'Ours are the mean of up to seven rounds. Checkpoints of two convolutions hold all weights, a shared '

@@ -39,6 +39,9 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='X,X,...',
         help='only points of these places on the axis, as 1,4,8,32',
     )
+    parser.add_argument(
+        '--train-dirs', type=Path, nargs='*', default=[], help="folders of train.py's runs on ImageNet (table2, fig17)"
+    )
     parser.add_argument('--jobs', type=int, default=1, help='runs at once (default: %(default)s)')
     parser.add_argument('--shard', type=_shard, default=(1, 1), metavar='I/N', help='the I-th of N parts of the runs')
     parser.add_argument('--max-minutes', type=float, default=math.inf, metavar='M', help='stop then, to go on later')
@@ -81,7 +84,8 @@ def run_reproduce(args: argparse.Namespace) -> None:
     if not experiments and not args.list:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')
     names = ('runs', 'seed', 'limit', 'output', 'runs_dir', 'jobs', 'shard', 'max_minutes', 'only', 'values')
-    options = Options(args.data, **_training(args), **{name: getattr(args, name) for name in names})
+    chosen = {name: getattr(args, name) for name in names}
+    options = Options(args.data, **_training(args), **chosen, train_dirs=tuple(args.train_dirs))
     if args.list:
         print('\n'.join(list_experiments(experiments or list(EXPERIMENTS.values()), options)))
     elif args.dry_run:

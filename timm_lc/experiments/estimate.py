@@ -92,8 +92,7 @@ def duration(seconds: float) -> str:
         >>> duration(50), duration(600), duration(40_000), duration(400_000)
         ('50 s', '10 min', '11 h', '4.6 d')
     """
-    for unit, name, enough in ((1, 's', 99), (60, 'min', 99), (3600, 'h', 48), (86400, 'd', math.inf)):
-        if seconds / unit < enough:
-            break
+    units = ((1, 's', 99), (60, 'min', 99), (3600, 'h', 48), (86400, 'd', math.inf))
+    unit, name = next((unit, name) for unit, name, enough in units if seconds / unit < enough)
     count = seconds / unit
     return f'{count:.0f} {name}' if count >= 10 or unit == 1 else f'{count:.1f} {name}'

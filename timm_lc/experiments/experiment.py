@@ -91,6 +91,7 @@ class Experiment:
         fresh: Names in `FRESH`, of networks that need no training.
         kind: Which drawing of `figures.draw`; '' for a table alone.
         single: Whether the first training seed is enough, as for a picture.
+        stock: Whether timm's own train.py trains the networks, not our CIFAR trainer.
         pair: Two series that differ in one thing, compared run by run.
         log: Whether the axis is logarithmic (base 2).
         vertical: Places of vertical lines.
@@ -108,6 +109,7 @@ class Experiment:
     fresh: tuple[str, ...] = ()
     kind: str = 'curves'
     single: bool = False
+    stock: bool = False
     pair: tuple[str, str] | None = (FROZEN, LEARNABLE)
     log: bool = True
     vertical: tuple[float, ...] = ()

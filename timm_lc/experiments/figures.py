@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from timm_lc.analysis.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics
+from timm_lc.analysis.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics, scatter
 from timm_lc.experiments.experiment import GAP, LEARNABLE, Experiment, Printed, Value
+from timm_lc.experiments.imagenet import stock_results
 from timm_lc.experiments.results import Cells
 from timm_lc.experiments.tables import differences, series_of
 
@@ -127,6 +128,18 @@ def _reconstruction(experiment: Experiment, cells: Cells) -> Any:
     return mosaics([('', [*pictures, ('learned', _picture(found['filters']))])])
 
 
+def _scatter(experiment: Experiment, cells: Cells) -> Any:
+    """Draw accuracy over learnable parameters: ours, the paper's hollow, timm's other networks in grey."""
+    groups = [('other networks of timm', stock_results(), 5, True)]
+    for style, series in enumerate(series_of(experiment)):
+        found = {x: cells.get(('', x, series), {}) for x in _places(experiment)}
+        size = {x: _first(values['learnable']) / 1e6 for x, values in found.items() if 'learnable' in values}
+        ours = [(size[x], accuracy) for x in size for accuracy in found[x].get('top1', {}).values()]
+        paper = [(size[p.x], p.low) for p in experiment.printed if p.series == series and p.x in size]
+        groups += [(f'{series}, the paper', paper, style, False), (series, ours, style, True)]
+    return scatter(groups, 'learnable parameters [M]', 'top-1 [%]')
+
+
 _DRAWINGS = {
     'curves': _curves,
     'dots': _curves,
@@ -135,6 +148,7 @@ _DRAWINGS = {
     'positions': _positions,
     'distributions': _distributions,
     'reconstruction': _reconstruction,
+    'scatter': _scatter,
 }
 
 

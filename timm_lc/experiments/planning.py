@@ -38,6 +38,7 @@ class Options:
         max_minutes: After which no epoch is to end.
         only: Regular expression that names of variants must match.
         values: The x values to keep, as text; () is all.
+        train_dirs: Folders of train.py's runs on ImageNet.
     """
 
     data: str
@@ -54,6 +55,7 @@ class Options:
     max_minutes: float = math.inf
     only: str = ''
     values: tuple[str, ...] = ()
+    train_dirs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ('runs', 'jobs'):

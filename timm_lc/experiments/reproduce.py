@@ -16,9 +16,10 @@ from timm_lc.analysis.plots import save
 from timm_lc.experiments.data import Images, load_images
 from timm_lc.experiments.experiment import Experiment
 from timm_lc.experiments.figures import draw
+from timm_lc.experiments.imagenet import collect_runs, write_commands
 from timm_lc.experiments.measures import FRESH
 from timm_lc.experiments.planning import Job, Options, chosen, plan
-from timm_lc.experiments.results import Line, collect, describe, load, make_line, merge, setting_of
+from timm_lc.experiments.results import Line, collect, describe, load, make_line, merge, setting_of, settings
 from timm_lc.experiments.runs import complete, measure_run, run_facts
 from timm_lc.experiments.tables import markdown_table
 from timm_lc.experiments.trainer import OutOfTime, Run, describe_device
@@ -30,6 +31,9 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     """Run what is missing and write the results of each experiment; return whether nothing is missing any more."""
     for experiment in experiments:
         _measure_fresh(experiment, options)
+        if experiment.stock:
+            write_commands(experiment, options.output / experiment.id / 'commands.sh')
+            merge(options.output / experiment.id, collect_runs(experiment, options.train_dirs))
     jobs = plan(experiments, options)
     missing = [job for job in (job.lacking(options) for job in jobs) if job.points]
     if missing:
@@ -39,7 +43,9 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
                 merge(options.output / name, [line])
             _report(lines, f'run {number} of {len(missing)}')
     for experiment in experiments:
-        write_results(experiment, options.output / experiment.id, _setting(options))
+        known = settings(options.lines(experiment))
+        setting = next(iter(known), '') if experiment.stock else _setting(options)
+        write_results(experiment, options.output / experiment.id, setting)
     return not any(job.lacking(options).points for job in jobs)
 
 
@@ -131,6 +137,8 @@ def _report(lines: Sequence[tuple[str, Line]], progress: str = '') -> None:
 
 
 def _describe_setting(setting: str) -> str:
+    if not setting:
+        return 'Nothing of ours is trained yet.'
     parts = json.loads(setting)
     limit = '' if parts['limit'] is None else f', {parts["limit"]} images of each split'
     epochs = f'{parts["epochs"]} epoch{"s"[: parts["epochs"] > 1]}'
