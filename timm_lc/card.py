@@ -36,7 +36,7 @@ RECIPE = """
     train_crop_mode scale ratio hflip vflip color_jitter aa aug_repeats aug_splits jsd_loss reprob remode mixup cutmix
     mixup_off_epoch smoothing bce_loss bce_sum bce_target_thresh train_interpolation drop drop_path drop_block
     bn_momentum bn_eps sync_bn split_bn model_ema model_ema_decay model_ema_warmup amp amp_dtype model_dtype seed
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905  # a list of sixty quoted words reads worse
 # of those, what is worth a line only where it is not train.py's default
 DEFAULTS = {
     'clip_mode': 'norm', 'warmup_lr': 1e-5, 'min_lr': 0, 'cooldown_epochs': 0, 'decay_epochs': 90, 'decay_rate': 0.1,

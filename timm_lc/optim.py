@@ -99,9 +99,11 @@ class L1Optimizer(Optimizer):
             for weight, grad in zip(weights, penalised, strict=True):
                 grads.append((weight, weight.grad))
                 weight.grad = grad
-        yield
-        for weight, grad in grads:
-            weight.grad = grad
+        try:
+            yield
+        finally:
+            for weight, grad in grads:
+                weight.grad = grad
 
     @contextlib.contextmanager
     def _pruned(self) -> Iterator[None]:
@@ -112,9 +114,12 @@ class L1Optimizer(Optimizer):
                 zeros = weight.detach() == 0
                 pruned.append((weight, weight.grad, zeros))
                 weight.grad = weight.grad.masked_fill(zeros, 0.0)
-        yield
-        for weight, grad, zeros in pruned:
-            weight.grad = grad
+        try:
+            yield
+        finally:
+            for weight, grad, _ in pruned:
+                weight.grad = grad
+        for weight, _, zeros in pruned:
             with torch.no_grad():
                 weight.masked_fill_(zeros, 0.0)
                 slow = self.state.get(weight, {}).get('lookahead_slow_buff')

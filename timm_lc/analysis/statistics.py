@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ['mean_and_std', 'paired_interval', 'student_quantile']
+__all__ = ['mean_and_std', 'paired_interval']
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -20,31 +20,10 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
         >>> round(low, 3), round(high, 3)
         (-0.484, 4.484)
     """
+    from scipy.stats import t
+
     mean, std = mean_and_std(differences)
     if std is None:
         return None
-    half = student_quantile(confidence, len(differences) - 1) * std / math.sqrt(len(differences))
+    half = float(t.ppf((1 + confidence) / 2, len(differences) - 1)) * std / math.sqrt(len(differences))
     return mean - half, mean + half
-
-
-def student_quantile(confidence: float, freedom: int) -> float:
-    """Return t with P(|T| < t) = `confidence` for Student's distribution.
-
-    The probability is a finite series of theta = atan(t / sqrt(freedom)) (Abramowitz and Stegun, 26.7.3 and 26.7.4);
-    theta is found by bisection.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        theta = (low + high) / 2
-        low, high = (theta, high) if _probability(theta, freedom) < confidence else (low, theta)
-    return math.sqrt(freedom) * math.tan(theta)
-
-
-def _probability(theta: float, freedom: int) -> float:
-    """Return P(|T| < sqrt(freedom) * tan(theta))."""
-    odd = freedom % 2
-    term, total = math.cos(theta) if odd else 1.0, 0.0
-    for index in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(theta) ** 2 * index / (index + 1)
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
