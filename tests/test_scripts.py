@@ -32,6 +32,7 @@ if __name__ == '__main__':
     report['main'] = vars(sys.modules['__main__']) is globals()
     print(json.dumps(report), flush=True)
     if sys.argv[1] == 'signal':
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
         os.kill(os.getpid(), int(sys.argv[2]))
     if sys.argv[1] == 'error':
         raise ValueError('of the script')
