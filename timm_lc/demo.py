@@ -13,7 +13,6 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from timm.data import create_loader, resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -23,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .checkpoint import WEIGHTS, save_pretrained
 from .counting import ParameterCount, count_parameters
 from .evaluation import accuracy, folder_dataset, predict
 from .folding import fold
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
             f'{result.name:<16}{result.accuracy:>9.2f}%{counts.learnable:>12,}{counts.total:>12,}{counts.stored:>12,}'
             f'{result.seconds:>9.1f}{result.size / 1e6:>8.2f} MB'
         )
-    _reload_and_fold(results[0], data, args, device)
+    _reload_and_fold(results[0], data, device)
 
 
 class _Data(NamedTuple):
@@ -168,8 +168,7 @@ def _train(label: str, freeze_spatial: bool, data: _Data, args: argparse.Namespa
             bar.write(f'{label}: epoch {epoch + 1}/{args.epochs}, loss {loss:.4f}, held-out accuracy {percent:.2f}%')
             saver.save_checkpoint(epoch, metric=percent)
     seconds = time.perf_counter() - started
-    path = directory / 'model.safetensors'
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    path = save_pretrained(model, directory) / WEIGHTS
     return Result(label, percent, count_parameters(model), seconds, path.stat().st_size, model, path)
 
 
@@ -196,9 +195,9 @@ def _train_epoch(
     return torch.stack(losses).mean().item()
 
 
-def _reload_and_fold(result: Result, data: _Data, args: argparse.Namespace, device: torch.device) -> None:
+def _reload_and_fold(result: Result, data: _Data, device: torch.device) -> None:
     """Show that the file alone, and the stock network folded from it, predict the same."""
-    reloaded = timm.create_model(args.model, num_classes=data.num_classes, checkpoint_path=str(result.path)).to(device)
+    reloaded = timm.create_model(f'local-dir:{result.path.parent}', pretrained=True).to(device)
     logits, labels = predict(reloaded, data.held_out, device)
     print(
         f'\nreloaded {result.path} through timm.create_model: accuracy {accuracy(logits, labels):.2f}% '
