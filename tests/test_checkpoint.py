@@ -7,6 +7,7 @@ import argparse
 import copy
 import inspect
 import io
+import itertools
 import json
 import os
 import pickle
@@ -197,15 +198,17 @@ def flip(path, tensor, byte=0, bit=0):
     path.write_bytes(data)
 
 
-def test_each_flipped_bit_of_a_record_is_an_error_that_names_the_layer(tmp_path):
+def test_each_flipped_bit_of_a_stored_record_is_an_error_that_names_the_layer(tmp_path):
     model = build('lc_resnet_cifar', depth=8, width=2, expansion=1)
     tensors = load_file(save_pretrained(model, tmp_path) / 'model.safetensors')
-    record = tensors['conv1.spatial.record']
-    assert len(record) == 352
-    for bit in range(len(record)):
-        damaged = record ^ (torch.arange(len(record)) == bit)
-        with pytest.raises(RuntimeError, match=r'layer `conv1\.spatial`: damaged filter record'):
-            model.load_state_dict({**tensors, 'conv1.spatial.record': damaged})
+    layer = 'layer2.0.conv1.spatial'
+    record = tensors[f'{layer}.record']
+    assert record.shape == (352,)
+    for byte, bit in itertools.product(range(352), range(8)):  # a file has a byte for each bit of the record
+        damaged = record.clone()
+        damaged.view(torch.uint8)[byte] ^= 1 << bit
+        with pytest.raises(RuntimeError, match=rf'layer `{layer}`: damaged filter record'):
+            model.load_state_dict({**tensors, f'{layer}.record': damaged})
 
 
 def test_a_flipped_bit_in_any_layers_record_is_an_error_that_names_it(tmp_path):
@@ -214,7 +217,7 @@ def test_a_flipped_bit_in_any_layers_record_is_an_error_that_names_it(tmp_path):
     layers = [key.removesuffix('.record') for key in load_file(path) if key.endswith('.record')]
     assert len(layers) == 10
     for index, layer in enumerate(layers):
-        flip(path, f'{layer}.record', byte=31 * index)
+        flip(path, f'{layer}.record', byte=31 * index, bit=index % 8)
         with pytest.raises(RuntimeError, match=f'layer `{layer}`: damaged filter record'):
             through_timm(tmp_path)
         with pytest.raises(ValueError, match=f'{path}.*{layer}.record.* does not match its checksum'):

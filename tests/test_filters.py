@@ -1,5 +1,6 @@
 """The generator, version 1, and the record."""
 
+import math
 import random
 import zlib
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from timm_lc.filters import KEPT, FilterRecord, check_seed, fingerprint, layer_stream, random_values
+from timm_lc.filters import KEPT, RECORD_BITS, FilterRecord, check_seed, fingerprint, layer_stream, random_values
 
 KNOWN = [
     (0, 0, (-0.930516, -0.976906, 0.223900, -0.516902), 0xBADCCB),
@@ -118,7 +119,9 @@ def test_every_flipped_bit_of_a_record_raises():
             FilterRecord.decode(damaged)
 
 
-@pytest.mark.parametrize('bits', [np.zeros(3), np.zeros((2, 2)), np.full(384, 0.5), np.full(384, 2)])
+@pytest.mark.parametrize(
+    'bits', [np.zeros(3), np.zeros((2, 2)), np.zeros(384), np.full(RECORD_BITS, 0.5), np.full(RECORD_BITS, 2)]
+)
 def test_record_refuses_what_are_not_its_bits(bits):
     with pytest.raises(ValueError, match=r'damaged filter record: expected \d+ bits'):
         FilterRecord.decode(bits)
@@ -132,3 +135,17 @@ def test_record_of_an_unknown_generator_raises(byte, value):
     bits = np.unpackbits(np.frombuffer(packed, np.uint8))
     with pytest.raises(ValueError, match=r'filter record of unknown version \d+ \(this release reads 1\)'):
         FilterRecord.decode(bits)
+
+
+@pytest.mark.parametrize(
+    ('record', 'words'),
+    [
+        (FilterRecord((4, 0, 3, 3)), r'\(4, 0, 3, 3\) and gain 1\.0'),
+        (FilterRecord((4, 3, 3, 3), gain=math.nan), 'gain nan'),
+        (FilterRecord((4, 3, 3, 3), gain=math.inf), 'gain inf'),
+        (FilterRecord((4, 3, 3, 3), gain=-1.0), r'gain -1\.0'),
+    ],
+)
+def test_record_of_impossible_filters_raises(record, words):
+    with pytest.raises(ValueError, match=f'damaged filter record: no filters have shape .*{words}'):
+        FilterRecord.decode(record.encode(None))

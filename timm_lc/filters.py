@@ -144,6 +144,8 @@ class FilterRecord:
             raise ValueError(
                 f'filter record of unknown version {version} (this release reads {VERSION}): upgrade timm_lc'
             )
+        if min(shape) < 1 or not 0 < gain < math.inf:
+            raise ValueError(f'damaged filter record: no filters have shape {tuple(shape)} and gain {gain}')
         return cls(tuple(shape), seed, stream, period, gain, filter_set), crc
 
 

@@ -196,13 +196,19 @@ def _read(state_dict: dict[str, Tensor], prefix: str) -> tuple[FilterRecord, np.
             'the checkpoint has no filter record: it is of a network that learns its filters; load it before '
             '`timm_lc.freeze_spatial(model, seed=None)`, or with `freeze_spatial=False`'
         )
-    record, crc = FilterRecord.decode(bits.detach().cpu().float().numpy())
+    record, crc = FilterRecord.decode(_bytes(bits))
     if record.is_kept:
         return record, None
     filters = record.filters()
     if fingerprint(filters) != crc:
         raise ValueError('the filters drawn from its record do not match the fingerprint in it')
     return record, filters
+
+
+def _bytes(bits: Tensor) -> np.ndarray:
+    """Return bits as numbers; those of a bool tensor as they are stored, since any byte but 0 counts as True."""
+    bits = bits.detach().cpu()
+    return (bits.contiguous().view(torch.uint8) if bits.dtype == torch.bool else bits.float()).numpy()
 
 
 def _adopt(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assign: bool) -> None:
