@@ -89,6 +89,31 @@ def test_run_is_as_python_runs_it_but_with_the_models(script):
     assert ours.returncode == python.returncode == 7
 
 
+@pytest.mark.parametrize(
+    ('command', 'arguments'),
+    [
+        ('run echo.py', '-- x'),
+        ('run echo.py', 'a --script b -h --'),
+        ('run echo.py', 'run --model x --'),
+        ('train --script echo.py', '--device-modules timm_lc -- data -b 3'),
+        ('train --script echo.py', 'data run'),
+    ],
+)
+def test_arguments_of_a_script_are_left_alone(command, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('echo.py').write_text('import sys\nprint(sys.argv)')
+    monkeypatch.setattr(sys, 'argv', ['timm-lc', *command.split(), *arguments.split()])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    assert main() == 0
+    assert capsys.readouterr().out == f'{["echo.py", *arguments.split()]}\n'
+
+
+def test_options_before_the_script_are_an_error(script, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['run', '--use-ema', str(script)])
+    assert 'the following arguments are required: SCRIPT' in capsys.readouterr().err
+
+
 def test_run_leaves_errors_to_the_script(script):
     done = subprocess.run([*RUN, script, 'error'], capture_output=True, text=True)
     assert done.returncode == 1

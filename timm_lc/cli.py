@@ -20,7 +20,10 @@ __all__ = ['main']
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status. Errors of the user leave with status 2 and one line."""
-    args, script_arguments = _parser().parse_known_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own = argv[:2] if argv[:1] == ['run'] else argv  # argparse would take `--` out of a script's arguments
+    args, script_arguments = _parser().parse_known_args(own)
+    script_arguments += argv[len(own) :]
     if 'arguments' in args:
         args.arguments += script_arguments
     elif script_arguments:
@@ -153,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "  timm-lc run bulk_runner.py --module 1 --model-list 'lc_resnet20_16x*' timm_lc run benchmark.py",
     )
     run.add_argument('script', type=_script, metavar='SCRIPT', help='a Python file')
-    run.add_argument('arguments', nargs=argparse.REMAINDER, metavar='ARGS', help='its arguments')
+    run.add_argument('arguments', nargs='*', default=[], metavar='ARGS', help='its arguments')
 
     train = add(
         'train',
@@ -173,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         'export',
         run_export,
         'write a checkpoint in another form, and compare the two',
+    train.usage = "%(prog)s [-h] [--script PATH] [train.py's arguments]"
         'timm-lc export output/train/RUN --to plain --output output/plain --data-dir /imagenet',
     )
     add_export_arguments(export)
