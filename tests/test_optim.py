@@ -47,6 +47,13 @@ class Network(nn.Module):
         return self.pointwise.weight.abs().sum() + self.grouped.weight.abs().sum()
 
 
+@pytest.fixture
+def eager():
+    """Leave the functions that Kron compiles by itself eager, or a test of two dozen steps takes minutes."""
+    with torch.compiler.set_stance('force_eager'):
+        yield
+
+
 def build(dtype=torch.float32):
     torch.manual_seed(0)
     return Network().to(dtype)
@@ -110,6 +117,7 @@ def test_all_of_timms_own_first_order_optimizers_are_there():
     assert not list_optimizers('l1l1*')
 
 
+@pytest.mark.usefixtures('eager')
 @pytest.mark.parametrize('name', NAMES)
 def test_subgradient_equals_the_penalty_in_the_loss(name):
     model, by_hand = build(), build()
@@ -337,6 +345,7 @@ def test_matched_tensors_are_logged_once(caplog):
     assert '(16, 8, 1, 1)' in caplog.text
 
 
+@pytest.mark.usefixtures('eager')
 @pytest.mark.parametrize('name', NAMES)
 def test_zeros_stay_and_all_else_steps_as_masked_by_hand(name):
     model, by_hand = pruned(), pruned()
