@@ -236,6 +236,32 @@ def test_lookahead_keeps_the_penalty(name):
     assert difference(model, by_hand) < 1e-6
 
 
+def test_lookahead_keeps_the_zeros_of_soft_thresholding():
+    model, by_hand = build(), build()
+    optimizer = optimizer_for(model, 'lookahead_l1sgd', l1=1.5, l1_mode='proximal', momentum=0, nesterov=False)
+    stock = optimizer_for(by_hand, 'sgd', momentum=0, nesterov=False)
+    slow = {}
+    for step in range(1, 21):
+        train(model, optimizer, steps=1)
+        train(by_hand, stock, steps=1)
+        for name, parameter in by_hand.named_parameters():
+            values = parameter.detach().numpy()
+            if name in ('pointwise.weight', 'grouped.weight'):
+                values = np.sign(values) * np.maximum(np.abs(values) - np.float32(1.5 * LR), 0)
+                if name in slow:
+                    slow[name][values == 0] = 0
+            if step % 6 == 0:  # half the way from its last stop; timm's Lookahead starts at its first
+                start = slow.get(name, values)
+                values = slow[name] = start + (values - start) / 2
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(values))
+    assert difference(model, by_hand) < 1e-6
+    zeros = masks(model)
+    optimizer.sync_lookahead()
+    assert all((one == two).all() for one, two in zip(masks(model), zeros, strict=True))
+    assert sum((~mask).sum() for mask in zeros) > 96  # of 192
+
+
 @pytest.mark.parametrize('l1_mode', ['subgradient', 'proximal'])
 @pytest.mark.parametrize('name', FEW)
 def test_state_round_trip_continues_the_run(name, l1_mode):

@@ -42,7 +42,7 @@ class L1Optimizer(Optimizer):
         *args: As of the optimizer `base`.
         l1: The penalty's factor, lambda of equation 5, at least 0. Each parameter group may have its own.
         l1_mode: 'subgradient' adds `l1 * sign(w)` to the gradient, as the paper does. 'proximal' moves each weight
-            towards 0 by `lr * l1` after the step and stops there, which gives exact zeros.
+            towards 0 by `lr * l1` after the step and stops there, which gives exact zeros; Lookahead keeps them.
         keep_zeros: Whether pointwise weights that are zero before a step stay zero, their gradient taken for zero, as
             if a mask were part of the network. `l1` may then be left out. A layer that starts at zero never learns.
         **kwargs: As of the optimizer `base`.
@@ -122,9 +122,7 @@ class L1Optimizer(Optimizer):
         for weight, _, zeros in pruned:
             with torch.no_grad():
                 weight.masked_fill_(zeros, 0.0)
-                slow = self.state.get(weight, {}).get('lookahead_slow_buff')
-                if slow is not None:  # Lookahead's copy may be older than the pruning
-                    slow.masked_fill_(zeros, 0.0)
+            self._zero_slow(weight, zeros)
 
     @torch.no_grad()
     def _shrink(self) -> None:
@@ -135,6 +133,15 @@ class L1Optimizer(Optimizer):
             torch._foreach_clamp_min_(magnitudes, 0.0)
             torch._foreach_mul_(magnitudes, torch._foreach_sign(weights))
             torch._foreach_copy_(weights, magnitudes)
+            for weight in weights:
+                self._zero_slow(weight, weight == 0)
+
+    @torch.no_grad()
+    def _zero_slow(self, weight: Tensor, zeros: Tensor) -> None:
+        """Let Lookahead's slow copy of a weight be zero too: its average with an older one would not be."""
+        slow = self.state.get(weight, {}).get('lookahead_slow_buff')
+        if slow is not None:
+            slow.masked_fill_(zeros, 0.0)
 
     def _weights(self, concerns: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
         """Yield the groups that `concerns` accepts with their pointwise weights that have a gradient."""
