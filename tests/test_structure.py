@@ -20,7 +20,7 @@ ORDER = [
     'experiments.measures', 'experiments.printed', 'experiments.catalogue', 'experiments.runs', 'experiments.results',
     'experiments.imagenet', 'experiments.tables', 'experiments.figures', 'experiments.estimate', 'experiments.planning',
     'experiments.reproduce', 'experiments.commands', 'experiments',
-    'sweep', 'scripts', 'commands', 'prune_command', 'cli', '__main__', '__init__',
+    'steps', 'sweep', 'scripts', 'commands', 'prune_command', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 
 
