@@ -19,7 +19,7 @@ ORDER = [
     'experiments.files', 'experiments.data', 'experiments.trainer', 'experiments.experiment', 'experiments.timing',
     'experiments.measures', 'experiments.printed', 'experiments.catalogue', 'experiments.runs', 'experiments.results',
     'experiments.imagenet', 'experiments.tables', 'experiments.figures', 'experiments.estimate', 'experiments.planning',
-    'experiments.reproduce', 'experiments.commands', 'experiments',
+    'experiments.sections', 'experiments.reproduce', 'experiments.report', 'experiments.commands', 'experiments',
     'steps', 'sweep', 'scripts', 'commands', 'prune_command', 'cli', '__main__', '__init__',
 ]  # fmt: skip
 

@@ -93,6 +93,12 @@ def _reproduce(args: argparse.Namespace) -> None:
     run_reproduce(args)
 
 
+def _report(args: argparse.Namespace) -> None:
+    from .experiments.report import write_report
+
+    print('\n'.join(map(str, write_report(args.directory))))
+
+
 def _train(args: argparse.Namespace) -> None:
     from .scripts import find_train_script
 
@@ -225,6 +231,16 @@ def _parser() -> argparse.ArgumentParser:
         'timm-lc reproduce fig1 --data cifar10 --runs 1 --epochs 5 --values 1,4,8,32 --device cpu',
     )
     commands_of.add_reproduce_arguments(reproduce)
+
+    report = add(
+        'report',
+        _report,
+        "write all results of `timm-lc reproduce` as one page, ours beside the paper's",
+        'timm-lc report results',
+    )
+    report.add_argument(
+        'directory', type=Path, nargs='?', default=Path('results'), metavar='DIR', help='of results (default: results)'
+    )
 
     demo = add('demo', _demo, 'train a frozen-random network beside its learnable twin', 'timm-lc demo --epochs 10')
     demo.add_argument('--model', default='lc_resnet20_16x8', help='an lc_ model (default: %(default)s)')

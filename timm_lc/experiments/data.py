@@ -142,7 +142,7 @@ def _folder(root: Path) -> Images:
     if tensors[0][0].shape[1:] != tensors[1][0].shape[1:]:
         sizes = [tuple(images.shape[1:]) for images, _ in tensors]
         raise ValueError(f'`data` {root}: all images must have one size, got {sizes[0]} and {sizes[1]}')
-    return Images(root.name, splits[0].classes, *tensors[0], *tensors[1])
+    return Images(root.resolve().name, splits[0].classes, *tensors[0], *tensors[1])
 
 
 def _read(split: Any, root: Path) -> tuple[Tensor, Tensor]:

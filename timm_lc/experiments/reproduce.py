@@ -1,30 +1,25 @@
 """Run what an experiment is missing, and write its results: `timm-lc reproduce`."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from tqdm import tqdm
 
-from timm_lc.analysis.plots import save
 from timm_lc.experiments.data import Images, load_images
 from timm_lc.experiments.experiment import Experiment
-from timm_lc.experiments.figures import draw
 from timm_lc.experiments.imagenet import collect_runs, write_commands
 from timm_lc.experiments.measures import FRESH
 from timm_lc.experiments.planning import Job, Options, chosen, plan
-from timm_lc.experiments.results import Line, collect, describe, load, make_line, merge, setting_of, settings
+from timm_lc.experiments.results import Line, describe, load, make_line, merge, setting_of, settings
 from timm_lc.experiments.runs import complete, measure_run, run_facts
-from timm_lc.experiments.tables import markdown_table
-from timm_lc.experiments.trainer import OutOfTime, Run, describe_device
+from timm_lc.experiments.sections import make_section, write_section
+from timm_lc.experiments.trainer import OutOfTime, Run, describe_device, versions
 
-__all__ = ['reproduce', 'write_results']
+__all__ = ['reproduce']
 
 
 def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
@@ -45,21 +40,8 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     for experiment in experiments:
         known = settings(options.lines(experiment))
         setting = next(iter(known), '') if experiment.stock else _setting(options)
-        write_results(experiment, options.output / experiment.id, setting)
+        write_section(make_section(experiment, options.output / experiment.id, setting), options.output)
     return not any(job.lacking(options).points for job in jobs)
-
-
-def write_results(experiment: Experiment, directory: Path, setting: str) -> None:
-    """Write `table.md`, and the figure as PNG and SVG, of what `runs.jsonl` holds of one setting."""
-    cells = collect(experiment, load(directory), setting)
-    lines = [f'# {experiment.id}: {experiment.title}', '', _describe_setting(setting), '']
-    lines += [markdown_table(experiment, cells), '']
-    lines += [f'- The paper: {text}' for text in experiment.says] + [f'- {text}' for text in experiment.notes]
-    (directory / 'table.md').write_text('\n'.join([*lines, '']), encoding='utf-8')
-    figure = draw(experiment, cells)
-    if figure is not None:
-        for suffix in ('png', 'svg'):
-            save(figure, directory / f'{experiment.id}.{suffix}')
 
 
 def _setting(options: Options) -> str:
@@ -69,7 +51,7 @@ def _setting(options: Options) -> str:
 def _measure_fresh(experiment: Experiment, options: Options) -> None:
     """Measure what needs no training, unless it was measured on this device; write it into the results."""
     directory, device = options.output / experiment.id, describe_device(options.device)
-    where = {'device': device, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__}
+    where = {'device': device, 'threads': torch.get_num_threads(), **versions()}
     for variant in chosen(experiment, options) if experiment.fresh else ():
         point = (variant.facet, variant.series, variant.x, device)
         known = [line for line in load(directory) if line['run']['seed'] is None]
@@ -134,13 +116,3 @@ def _report(lines: Sequence[tuple[str, Line]], progress: str = '') -> None:
         point = ' '.join(str(part) for part in (line['facet'], line['series'], line['x']) if part != '')
         seed = '' if line['run']['seed'] is None else f', seed {line["run"]["seed"]}'
         tqdm.write(f'{name}: {point}{seed}: {shown or "pictures"}' + (f' ({progress})' if progress else ''))
-
-
-def _describe_setting(setting: str) -> str:
-    if not setting:
-        return 'Nothing of ours is trained yet.'
-    parts = json.loads(setting)
-    limit = '' if parts['limit'] is None else f', {parts["limit"]} images of each split'
-    epochs = f'{parts["epochs"]} epoch{"s"[: parts["epochs"] > 1]}'
-    recipe = f'{epochs}, batch {parts["batch_size"]}, lr {parts["lr"]:g}'
-    return f'{parts["data"]}{limit}, {recipe}. Mean ± standard deviation (runs).'

@@ -8,14 +8,14 @@ from timm_lc.analysis.statistics import mean_and_std, paired_interval
 from timm_lc.experiments.experiment import GAP, Experiment, Printed, Value
 from timm_lc.experiments.results import Cells
 
-__all__ = ['differences', 'markdown_table', 'points', 'series_of', 'table']
+__all__ = ['differences', 'markdown', 'series_of', 'table']
 
 NONE = '–'  # noqa: RUF001
 
 
-def markdown_table(experiment: Experiment, cells: Cells) -> str:
-    """Return the table as Markdown."""
-    header, *rows = table(experiment, cells)
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Return a table, its header first, as Markdown."""
+    header, *rows = table
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, ['---'] * len(header), *rows])
 
 
@@ -23,7 +23,7 @@ def table(experiment: Experiment, cells: Cells) -> list[list[str]]:
     """Return the header, and a row for each point that we measured or the paper prints: mean ± deviation over runs."""
     columns = [(series, value) for value in experiment.values for series in series_of(experiment)]
     header = [*(['panel'] if _has_facets(experiment) else []), experiment.x_label]
-    rows = [[*([facet] if _has_facets(experiment) else []), str(x)] for facet, x in points(experiment, cells)]
+    rows = [[*([facet] if _has_facets(experiment) else []), str(x)] for facet, x in _points(experiment, cells)]
     for series, value in columns:
         _add_column(experiment, cells, series, value, header, rows)
     for value in experiment.values if experiment.pair else ():
@@ -31,7 +31,7 @@ def table(experiment: Experiment, cells: Cells) -> list[list[str]]:
     return [header, *rows]
 
 
-def points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:
+def _points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:
     """Return, in the experiment's order, each (facet, x) that has a value of ours or of the paper's."""
     known = {(facet, x) for facet, x, _ in cells} | {(printed.facet, printed.x) for printed in experiment.printed}
     return list(dict.fromkeys((v.facet, v.x) for v in experiment.variants if (v.facet, v.x) in known))
@@ -58,7 +58,7 @@ def _add_column(
     title = ', '.join([part for part in (series, value.title if several or not series else '') if part])
     printed = _printed(experiment, series, value)
     header += [title, *([f'paper: {title}', 'deviation'] if printed else [])]
-    for row, (facet, x) in zip(rows, points(experiment, cells), strict=True):
+    for row, (facet, x) in zip(rows, _points(experiment, cells), strict=True):
         found = cells.get((facet, x, series), {})
         ours = list(found.get(value.key, {}).values())
         row.append(_spread(ours, value, found.get(f'{value.key}_std', {}).get(0)))
@@ -72,7 +72,7 @@ def _add_gap(experiment: Experiment, cells: Cells, value: Value, header: list[st
     printed = _printed(experiment, GAP, value)
     header += [f'difference{several}', '95 % interval']
     header += ['paper: difference', 'deviation'] if printed else []
-    for row, (facet, x) in zip(rows, points(experiment, cells), strict=True):
+    for row, (facet, x) in zip(rows, _points(experiment, cells), strict=True):
         ours = differences(experiment, cells, facet, x, value.key)
         interval = paired_interval(ours) if ours else None
         signed = f'{mean_and_std(ours)[0]:+.{value.digits}f}' if ours else NONE

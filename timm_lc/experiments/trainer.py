@@ -38,6 +38,7 @@ __all__ = [
     'evaluate',
     'learning_rate',
     'train',
+    'versions',
 ]
 
 METRICS, STATE, RUN = 'metrics.jsonl', 'state.pt', 'run.json'
@@ -259,10 +260,14 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
             differing = [key for key in what if known.get(key) != what[key]]
             raise ValueError(f'`output` {directory} holds another run: {", ".join(differing)} differ')
         return
-    versions = {'torch': torch.__version__, 'timm': timm.__version__, 'python': platform.python_version()}
     machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
-    where = {**machine, **versions, **dataclasses.asdict(speed)}
+    where = {**machine, **versions(), **dataclasses.asdict(speed)}
     write_text(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
 
 
 def describe_device(device: torch.device) -> str:

@@ -1,0 +1,120 @@
+"""An experiment's results as a section of text: what was trained where, the table, remarks, the figure."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_lc.analysis.plots import save
+from timm_lc.experiments.experiment import Experiment
+from timm_lc.experiments.figures import draw
+from timm_lc.experiments.files import write_text
+from timm_lc.experiments.results import Line, collect, load, setting_of
+from timm_lc.experiments.tables import markdown, table
+
+__all__ = ['Section', 'facts', 'make_section', 'write_section']
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One figure or table of the paper, as far as it was measured.
+
+    Attributes:
+        experiment: What it is of.
+        lines: Results that it shows.
+        rows: Header and rows of the table; [] where a figure of pictures shows all.
+        figure: As matplotlib draws it, or None.
+        measured: Points that have a value of ours.
+    """
+
+    experiment: Experiment
+    lines: Sequence[Line]
+    rows: list[list[str]]
+    figure: Any
+    measured: int
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+        return f'{self.experiment.id}: {self.experiment.title}'
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the paper says in words, and notes of ours."""
+        return [f'The paper, {text}.' for text in self.experiment.says] + list(self.experiment.notes)
+
+    def markdown(self) -> list[str]:
+        """Return the lines of the table and the remarks, each after an empty one."""
+        table = ['', markdown(self.rows)] if self.rows else []
+        return [*table, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
+
+
+def make_section(experiment: Experiment, directory: Path, setting: str) -> Section:
+    """Return the section of what `directory` holds of one setting; `results.settings` lists them."""
+    lines = [line for line in load(directory) if setting_of(line['run']) in ('', setting)]
+    cells = collect(experiment, lines, setting)
+    rows = table(experiment, cells) if experiment.values else []
+    return Section(experiment, lines, rows, draw(experiment, cells), len(cells))
+
+
+def write_section(section: Section, output: Path) -> None:
+    """Write `table.md`, and the figure as PNG and SVG, into the experiment's folder below `output`."""
+    name = section.experiment.id
+    made = [f'- {fact}: {text}' for fact, text in facts(section.lines)] or ['Nothing of ours is measured yet.']
+    text = [f'# {section.title}', '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
+    write_text(output / name / 'table.md', '\n'.join(text))
+    if section.figure is not None:
+        for suffix in ('png', 'svg'):
+            save(section.figure, output / name / f'{name}.{suffix}')
+
+
+def facts(lines: Iterable[Line]) -> list[tuple[str, str]]:
+    """Return (name, text) of what results were made with: every recipe, data set, device and version among them."""
+    lines = list(lines)
+    trained = [line['run'] for line in lines if line['run']['seed'] is not None]
+    places = [line['where'] for line in lines if line['where']]
+    seeds = sorted({run['seed'] for run in trained})
+    several = '; mean ± standard deviation (runs)' if len(seeds) > 1 else ''
+    found = [
+        ('recipe', _distinct(map(_recipe, trained))),
+        ('data', _distinct(map(_data, trained))),
+        ('training seeds', ', '.join(map(str, seeds)) + several),
+        ('hardware', _distinct(map(_device, places))),
+        ('versions', _distinct(map(_versions, places))),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def _command(section: Section) -> str:
+    """Return the command that makes the results, but for its choice of points and of a device."""
+    command = f'timm-lc reproduce {section.experiment.id}'
+    trained = [line['run'] for line in section.lines if line['run']['seed'] is not None]
+    if not trained or section.experiment.stock:
+        return command
+    recipe, seeds = trained[0]['recipe'], {run['seed'] for run in trained}
+    limit = '' if trained[0]['limit'] is None else f' --limit {trained[0]["limit"]}'
+    return f'{command} --data {trained[0]["data"]}{limit} --epochs {recipe["epochs"]} --runs {len(seeds)}'
+
+
+def _recipe(run: dict[str, Any]) -> str:
+    recipe = run['recipe']
+    epochs = f'{recipe["epochs"]} epoch{"s"[: recipe["epochs"] > 1]}'
+    return f'{epochs}, batch size {recipe["batch_size"]}, learning rate {recipe["lr"]}'
+
+
+def _data(run: dict[str, Any]) -> str:
+    images = f' ({" + ".join(f"{count:,}" for count in run["images"])} images)' if 'images' in run else ''
+    return run['data'] + images
+
+
+def _device(where: dict[str, Any]) -> str:
+    threads = where['threads']
+    return f'{where["device"]}, {threads} CPU thread{"s"[: threads > 1]}'
+
+
+def _versions(where: dict[str, Any]) -> str:
+    return ', '.join(f'{name} {where[name]}' for name in ('python', 'torch', 'timm') if name in where)
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return '; '.join(dict.fromkeys(texts))
