@@ -3,6 +3,9 @@
 import copy
 import json
 import math
+import signal
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -10,9 +13,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import functional
 
+from timm_lc.cli import main
 from timm_lc.experiments import trainer
 from timm_lc.experiments.data import Images, augment, load_images
 from timm_lc.experiments.trainer import Recipe, Run, epoch_draws, evaluate, learning_rate, train
@@ -256,3 +261,42 @@ def test_bad_arguments_are_named(images, tmp_path):
         Recipe(epochs=0)
     with pytest.raises(ValueError, match='`batch_size` 256 must not exceed the 72 training images'):
         train(Run('lc_resnet_cifar', KWARGS), images, tmp_path, CPU)
+
+
+def test_killed_command_goes_on_to_the_bit(tree, tmp_path, capsys):
+    root = str(tree(sizes=((8, 8),) * 8))
+    command = ['cifar', '--model', 'lc_resnet20_16x1', '--data', root, '--device', 'cpu', '--batch-size', '8',
+               '--epochs', '5', '--output']  # fmt: skip
+    # a process that dies by SIGKILL in the middle of the third epoch
+    script = (
+        'import os, signal, sys; from timm_lc.cli import main; from timm_lc.experiments import trainer\n'
+        'trainer.SAVE_SECONDS, rate = 0, trainer.learning_rate\n'
+        'def killed(recipe, step, steps):\n'
+        '    return os.kill(os.getpid(), signal.SIGKILL) if step == 5 else rate(recipe, step, steps)\n'
+        'trainer.learning_rate = killed; main(sys.argv[1:])'
+    )
+    died = subprocess.run([sys.executable, '-c', script, *command, str(tmp_path / 'cut')], capture_output=True)
+    assert died.returncode == -signal.SIGKILL
+    assert len((tmp_path / 'cut/seed0/metrics.jsonl').read_text().splitlines()) == 2
+    for name in ('cut', 'whole'):
+        assert main([*command, str(tmp_path / name)]) == 0
+    files = [load_file(tmp_path / name / 'seed0/model.safetensors') for name in ('cut', 'whole')]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split(':')[1] == printed[3].split(':')[1]
+
+
+def test_seeds_at_once_are_those_one_by_one(tree, tmp_path, capsys):
+    command = ['cifar', '--model', 'lc_resnet20_16x1', '--data', str(tree(sizes=((8, 8),) * 8)), '--device', 'cpu',
+               '--batch-size', '8', '--epochs', '1', '--runs', '2', '--output']  # fmt: skip
+    for jobs in ('1', '2'):
+        assert main([*command, str(tmp_path / jobs), '--jobs', jobs]) == 0
+    for seed in ('seed0', 'seed1'):
+        one, other = (load_file(tmp_path / jobs / seed / 'model.safetensors') for jobs in ('1', '2'))
+        for name, tensor in one.items():  # with other numbers of threads sums may be rounded otherwise
+            torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
+    assert 'over 2 runs' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='2'):
+        main([*command, str(tmp_path / 'none'), '--jobs', '0'])
+    assert '`jobs` must be a positive integer, got 0' in capsys.readouterr().err

@@ -171,7 +171,7 @@ def histograms(
         grid[0, index].set_title(title, fontsize=7, rotation=30, ha='left')
         grid[-1, index].set_xlabel(f'±{widest:.2g}', fontsize=8)
     handles = [_patch(COLORS[style], name) for style, name in enumerate(legend)]
-    figure.legend(handles=handles, loc='upper left', frameon=False)
+    figure.legend(handles=handles, loc='upper left', bbox_to_anchor=(figure.subplotpars.left, 0), frameon=False)
     return figure
 
 
@@ -224,6 +224,12 @@ def _patch(color: str, label: str) -> Any:
     return Patch(color=color, alpha=0.5, label=label)
 
 
+def _hollow(label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle='', marker='o', color='#555555', fillstyle='none', markersize=11, label=label)
+
+
 def _tiles(filters: np.ndarray) -> np.ndarray:
     """Return filters (n, C, k_h, k_w) side by side as one picture, white between them."""
     pixels = 0.5 + filters / (2 * max(np.abs(filters).max(), 1e-12))
@@ -242,8 +248,11 @@ def _panel(axes: Any, panel: Panel) -> None:
         _curve(axes, curve, positions)
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title)
     axes.grid(visible=True)
-    if any(curve.label for curve in panel.curves):
-        axes.legend(frameon=False)
+    handles = axes.get_legend_handles_labels()[0]
+    if any(curve.printed for curve in panel.curves):
+        handles.append(_hollow('the paper'))
+    if handles:
+        axes.legend(handles=handles, frameon=False)
 
 
 def _positions(axes: Any, panel: Panel) -> Mapping[Any, float]:

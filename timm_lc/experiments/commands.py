@@ -42,7 +42,6 @@ def add_reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--train-dirs', type=Path, nargs='*', default=[], help="folders of train.py's runs on ImageNet (table2, fig17)"
     )
-    parser.add_argument('--jobs', type=int, default=1, help='runs at once (default: %(default)s)')
     parser.add_argument('--shard', type=_shard, default=(1, 1), metavar='I/N', help='the I-th of N parts of the runs')
     parser.add_argument('--max-minutes', type=float, default=math.inf, metavar='M', help='stop then, to go on later')
     parser.add_argument(
@@ -57,6 +56,7 @@ def run_cifar(args: argparse.Namespace) -> None:
     """Train one network with several seeds, and print mean and spread."""
     from timm_lc.analysis.statistics import mean_and_std
     from timm_lc.experiments.data import load_images
+    from timm_lc.experiments.parallel import in_parallel
     from timm_lc.experiments.runs import complete
     from timm_lc.experiments.trainer import Run
 
@@ -64,11 +64,12 @@ def run_cifar(args: argparse.Namespace) -> None:
     if args.runs < 1:
         raise ValueError(f'`--runs` must be a positive integer, got {args.runs}')
     images, accuracies = load_images(args.data, limit=args.limit), []
-    for seed in range(args.seed, args.seed + args.runs):
-        run = Run(args.model, args.model_kwargs, seed, settings['recipe'])
-        values = complete(run, images, args.output / f'seed{seed}', settings['device'], settings['speed'])
+    runs = [Run(args.model, args.model_kwargs, args.seed + index, settings['recipe']) for index in range(args.runs)]
+    where = settings['device'], settings['speed']
+    tasks = [(run, images, args.output / f'seed{run.seed}', *where) for run in runs]
+    for values in in_parallel(complete, tasks, args.jobs):
         accuracies.append(values['accuracy'])
-        print(f'seed {seed}: {values["accuracy"]:.2f} % after {values["seconds"]:.0f} s')
+        print(f'seed {values["seed"]}: {values["accuracy"]:.2f} % after {values["seconds"]:.0f} s')
     mean, std = mean_and_std(accuracies)
     spread = '' if std is None else f' ± {std:.2f}'
     print(f'{args.model}: {mean:.2f}{spread} % over {len(accuracies)} run{"s"[: len(accuracies) > 1]}')
@@ -106,16 +107,17 @@ def _add_training(parser: argparse.ArgumentParser, runs: int) -> None:
     parser.add_argument(
         '--seed', type=int, default=0, help='the first of them; filters have their own (default: %(default)s)'
     )
+    parser.add_argument('--jobs', type=int, default=1, help='runs at once, on one device (default: %(default)s)')
     parser.add_argument('--limit', type=int, help='images of each split (default: all)')
     parser.add_argument('--batch-size', type=int, default=256, help='(default: %(default)s)')
     parser.add_argument('--lr', type=float, default=1e-2, help='initial learning rate (default: %(default)s)')
     parser.add_argument('--device', help='cpu, cuda, ... (default: cuda if there is one)')
     for name, text in (
-        ('amp', 'bfloat16 autocast'),
-        ('channels-last', 'channels_last memory'),
-        ('compile', 'torch.compile with CUDA graphs'),
+        ('amp', 'bfloat16 autocast (default: on a GPU)'),
+        ('channels-last', 'channels_last memory (default: on)'),
+        ('compile', 'torch.compile with CUDA graphs (default: on a GPU)'),
     ):
-        parser.add_argument(f'--{name}', action=argparse.BooleanOptionalAction, help=f'{text} (default: on a GPU)')
+        parser.add_argument(f'--{name}', action=argparse.BooleanOptionalAction, help=text)
 
 
 def _training(args: argparse.Namespace) -> dict[str, Any]:

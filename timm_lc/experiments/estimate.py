@@ -73,6 +73,8 @@ class Estimator:
         model = timm.create_model(run.model, **run.model_kwargs).to(self.device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         images, labels = torch.rand(size, 3, 32, 32, device=self.device), torch.zeros(size, dtype=torch.long)
+        if self.speed.channels_last:
+            model, images = (thing.to(memory_format=torch.channels_last) for thing in (model, images))
         begun = 0.0
         for step in range(STEPS + 1):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.speed.amp):

@@ -58,9 +58,8 @@ class Options:
     train_dirs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ('runs', 'jobs'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'`{name}` must be a positive integer, got {getattr(self, name)}')
+        if self.runs < 1:
+            raise ValueError(f'`runs` must be a positive integer, got {self.runs}')
         try:
             re.compile(self.only)
         except re.error as error:

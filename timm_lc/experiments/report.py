@@ -104,7 +104,8 @@ def _html(sections: Sequence[Section]) -> str:
         parts.append(_html_facts([fact for fact in _facts([section]) if fact not in of_all]))
         parts += [f'<figure>{svg(section.figure)}</figure>'] if section.figure is not None else []
         parts += [_html_table(section.rows)] if section.rows else []
-        parts.append(''.join(['<ul>', *(f'<li>{html.escape(remark)}</li>' for remark in section.remarks), '</ul>']))
+        remarks = ''.join(f'<li>{html.escape(remark)}</li>' for remark in section.remarks)
+        parts += [f'<ul>{remarks}</ul>'] if remarks else []
     return '\n'.join([*parts, '</html>', ''])
 
 

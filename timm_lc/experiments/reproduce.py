@@ -1,9 +1,7 @@
 """Run what an experiment is missing, and write its results: `timm-lc reproduce`."""
 
-import contextlib
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from timm_lc.experiments.data import Images, load_images
 from timm_lc.experiments.experiment import Experiment
 from timm_lc.experiments.imagenet import collect_runs, write_commands
 from timm_lc.experiments.measures import FRESH
+from timm_lc.experiments.parallel import in_parallel
 from timm_lc.experiments.planning import Job, Options, chosen, plan
 from timm_lc.experiments.results import Line, describe, load, make_line, merge, setting_of, settings
 from timm_lc.experiments.runs import complete, measure_run, run_facts
@@ -32,8 +31,9 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     jobs = plan(experiments, options)
     missing = [job for job in (job.lacking(options) for job in jobs) if job.points]
     if missing:
-        images = load_images(options.data, limit=options.limit)
-        for number, lines in enumerate(_work_off(missing, images, options), 1):
+        images, deadline = load_images(options.data, limit=options.limit), time.monotonic() + 60 * options.max_minutes
+        tasks = [(job, images, options, deadline) for job in missing]
+        for number, lines in enumerate(in_parallel(_finish, tasks, options.jobs), 1):
             for name, line in lines:
                 merge(options.output / name, [line])
             _report(lines, f'run {number} of {len(missing)}')
@@ -65,48 +65,21 @@ def _measure_fresh(experiment: Experiment, options: Options) -> None:
                 _report([(experiment.id, line)])
 
 
-def _work_off(jobs: Sequence[Job], images: Images, options: Options) -> Iterator[list[tuple[str, Line]]]:
-    """Yield the lines of each job as it ends; stop when the time is up."""
-    deadline = time.monotonic() + 60 * options.max_minutes
-    if options.jobs == 1:
-        for job in jobs:
-            if time.monotonic() < deadline:
-                yield _finish(job, images, options, deadline)
-        return
-    tasks = [(job, images, options, deadline) for job in jobs]
-    context = torch.multiprocessing.get_context('spawn')
-    with context.Pool(options.jobs, _prepare_worker, (options.jobs,)) as pool:
-        yield from pool.imap_unordered(_finish_task, tasks)
-
-
-def _prepare_worker(jobs: int) -> None:
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    os.environ['TQDM_DISABLE'] = '1'
-
-
-def _finish_task(task: tuple[Job, Images, Options, float]) -> list[tuple[str, Line]]:
-    return _finish(*task) if time.monotonic() < task[-1] else []
-
-
 def _finish(job: Job, images: Images, options: Options, deadline: float) -> list[tuple[str, Line]]:
     """Train if need be, measure, and return (experiment, line) for each point; none if the time is up."""
-    with contextlib.suppress(OutOfTime):
+    if time.monotonic() > deadline:
+        return []
+    try:
         complete(job.run, images, job.directory, options.device, options.speed, deadline=deadline)
-        facts = run_facts(job.directory)
-        run = {**facts['run'], 'limit': options.limit}
-        return [
-            (
-                experiment.id,
-                make_line(
-                    variant,
-                    run,
-                    facts['where'],
-                    measure_run(job.directory, experiment.measures, images, options.device, variant.amount),
-                ),
-            )
-            for experiment, variant in job.points
-        ]
-    return []
+    except OutOfTime:
+        return []
+    facts = run_facts(job.directory)
+    run = {**facts['run'], 'limit': options.limit}
+    lines = []
+    for experiment, variant in job.points:
+        values = measure_run(job.directory, experiment.measures, images, options.device, variant.amount)
+        lines.append((experiment.id, make_line(variant, run, facts['where'], values)))
+    return lines
 
 
 def _report(lines: Sequence[tuple[str, Line]], progress: str = '') -> None:

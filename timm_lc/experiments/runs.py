@@ -36,7 +36,7 @@ def folder_of(run: Run, data: str, limit: int | None) -> str:
 def known_values(directory: Path) -> dict[str, Any]:
     """Return what was measured of a finished run, {} if the run is not finished.
 
-    Keys are `accuracy` (percent), `seconds`, and measures as `measure_run` names them.
+    Keys are `seed`, `accuracy` (percent), `seconds`, and measures as `measure_run` names them.
     """
     path = directory / VALUES
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
@@ -66,7 +66,7 @@ def complete(
         torch.compiler.reset()  # what was compiled for another network counts against the limit of recompilations
     accuracy = train(run, images, directory, device, speed, deadline=deadline)
     seconds = sum(line['seconds'] for line in read_lines(directory / METRICS))
-    values = {'accuracy': accuracy, 'seconds': round(seconds, 1)}
+    values = {'seed': run.seed, 'accuracy': accuracy, 'seconds': round(seconds, 1)}
     _record(directory, values)
     (directory / STATE).unlink(missing_ok=True)  # to resume from, and twice the size of the checkpoint
     return values

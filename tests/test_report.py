@@ -1,0 +1,161 @@
+"""`timm-lc report`: one page of results written by hand, read back as Markdown and as HTML."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import pytest
+
+from timm_lc.cli import main
+
+RECIPE = {'epochs': 5, 'batch_size': 256, 'lr': 0.01, 'momentum': 0.9, 'weight_decay': 0.01, 'smoothing': 0.1,
+          'padding': 4, 'l1': 0.0}  # fmt: skip
+WHERE = {'device': 'Some <CPU> & more', 'threads': 2, 'torch': '2.99.0', 'timm': '1.99.0', 'python': '3.99.0'}
+VOID = {'meta', 'img', 'br'}
+
+
+def line(series, x, seed, values, *, epochs=5, facet='', data='cats'):
+    run = {'model': f'lc_resnet20_16x{x}', 'model_kwargs': {}, 'seed': seed, 'recipe': {**RECIPE, 'epochs': epochs},
+           'data': data, 'images': [50, 10], 'checksum': '0badcafe', 'limit': None}  # fmt: skip
+    return {'format': 1, 'facet': facet, 'series': series, 'x': x, 'pruned': 0.0, 'run': run, 'where': WHERE,
+            'values': values}  # fmt: skip
+
+
+def write(folder, *lines):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'runs.jsonl').write_text(''.join(json.dumps(each) + '\n' for each in lines))
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Return a folder of results: figure 1 with two seeds, figure 14 with pictures."""
+    accuracies = {
+        ('frozen random', 0): 60.0,
+        ('frozen random', 1): 62.0,
+        ('learnable', 0): 63.0,
+        ('learnable', 1): 66.0,
+    }
+    lines = [line(series, 4, seed, {'accuracy': value}) for (series, seed), value in accuracies.items()]
+    write(tmp_path / 'fig1', *lines, line('learnable', 4, 0, {'accuracy': 11.11}, epochs=1, data='dogs'))
+    filters = [[[[0.1] * 3] * 3] * 3] * 16
+    write(tmp_path / 'fig14', line('learnable', 1, 0, {'filters': filters}, facet='k = 3'))
+    return tmp_path
+
+
+@pytest.fixture
+def pages(results, capsys):
+    """Return report.md and report.html of `results`."""
+    assert main(['report', str(results)]) == 0
+    assert capsys.readouterr().out.split() == [str(results / 'report.md'), str(results / 'report.html')]
+    return [(results / name).read_text() for name in ('report.md', 'report.html')]
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, their attributes and the text of cells; every tag must be closed in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.links, self.ids, self.cells = [], [], [], [], []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ('src', 'href', 'xlink:href')]
+        self.ids += [value for name, value in attributes if name == 'id']
+        if tag in ('td', 'th'):
+            self.cells.append('')
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ('td', 'th'):
+            self.cells[-1] += data
+
+
+def test_page_says_what_was_measured_where(pages):
+    markdown, page = pages
+    top = markdown[: markdown.index('\n## ')]
+    for text in (
+        '- recipe: 5 epochs, batch size 256, learning rate 0.01',
+        '- data: cats (50 + 10 images)',
+        '- training seeds: 0, 1; mean ± standard deviation (runs)',
+        '- hardware: Some <CPU> & more, 2 CPU threads',
+        '- versions: python 3.99.0, torch 2.99.0, timm 1.99.0',
+        'Accuracy of LCResNet-20-16x{E} over the expansion | 2 of 16 | 4 |',
+        'Combined filters of the first layer | 1 of 64 | 1 |',
+    ):
+        assert text in top
+    assert '<dd>Some &lt;CPU&gt; &amp; more, 2 CPU threads</dd>' in page
+
+
+def test_ours_stands_beside_the_papers(pages):
+    markdown, page = pages
+    # by hand: means and deviations of 60, 62 and of 63, 66; differences -3 and -4; Student's 12.706 for one degree
+    row = '| 4 | 61.00 ± 1.41 (2) | – | – | 64.50 ± 2.12 (2) | – | – | -3.50 | -9.85 to +2.85 | – | – |'  # noqa: RUF001
+    assert row in markdown
+    assert '91.89 ± 0.10' in markdown
+    cells = Reader(page).cells
+    assert [cell.strip() for cell in row.strip('| ').split('|')] == cells[cells.index('61.00 ± 1.41 (2)') - 1 :][:11]
+
+
+def test_html_holds_all_it_shows(pages):
+    page = Reader(pages[1])
+    assert page.tags.count('figure') == page.tags.count('svg') == 2
+    assert {'fig1', 'fig14'} <= set(page.ids)
+    for link in page.links:
+        assert link.startswith(('#', 'data:')), link[:80]
+    assert {link for link in page.links if link.startswith('#fig')} == {'#fig1', '#fig14'}
+    assert '<script' not in pages[1]
+
+
+def test_markdown_links_to_what_is_there(pages, results):
+    pictures = re.findall(r'!\[.*\]\((.*)\)', pages[0])
+    assert pictures == ['fig1/fig1.png', 'fig14/fig14.png']
+    assert all((results / picture).stat().st_size > 1000 for picture in pictures)
+    headings = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'## (.*)', pages[0])}
+    assert set(re.findall(r'\]\(#(.*?)\)', pages[0])) == headings
+
+
+def test_results_of_most_epochs_are_shown(pages):
+    for page in pages:
+        assert '11.11' not in page
+        assert 'dogs' not in page
+
+
+def test_tables_are_written_anew_with_the_command(pages, results):
+    text = (results / 'fig1' / 'table.md').read_text()
+    assert '`timm-lc reproduce fig1 --data cats --epochs 5 --runs 2`' in text
+    assert '- hardware: Some <CPU> & more, 2 CPU threads' in text
+    assert '61.00 ± 1.41 (2)' in text
+
+
+def test_report_is_the_same_twice(pages, results):
+    assert main(['report', str(results)]) == 0
+    assert [(results / name).read_text() for name in ('report.md', 'report.html')] == pages
+
+
+def test_folder_without_results_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['report', str(tmp_path)])
+    assert f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/runs.jsonl, got {tmp_path}' in (
+        capsys.readouterr().err
+    )
+
+
+def test_results_of_another_version_are_refused(results, capsys):
+    shutil.rmtree(results / 'fig14')
+    path = results / 'fig1' / 'runs.jsonl'
+    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(SystemExit, match='2'):
+        main(['report', str(results)])
+    assert 'its format is 99, this one reads 1' in capsys.readouterr().err
