@@ -138,7 +138,9 @@ def test_run_works_under_torchrun(script):
 def test_absent_script_is_an_error(arguments, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(arguments)
-    assert "must be a Python file, got 'absent.py', which does not exist" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must be a Python file, got 'absent.py', which does not exist" in error
+    assert 'https://github.com/huggingface/pytorch-image-models' in error
 
 
 def test_train_looks_in_the_stated_order(server, nowhere, tmp_path, monkeypatch, capsys):

@@ -124,7 +124,10 @@ def _known_optimizer(name: str) -> None:
 def _script(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f'must be a Python file, got {text!r}, which does not exist')
+        raise argparse.ArgumentTypeError(
+            f"must be a Python file, got {text!r}, which does not exist; timm's are in a clone of "
+            'https://github.com/huggingface/pytorch-image-models'
+        )
     return path
 
 
