@@ -8,6 +8,7 @@ import timm
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import timm_lc
 from timm_lc.card import DEFAULTS, MARKER, PAPER, RECIPE, Facts, model_card
@@ -101,7 +102,8 @@ def test_recipe_is_a_file_for_train_py_without_paths(model):
         'model': 'lc_resnet18', 'device_modules': ['timm_lc'], 'model_kwargs': {'share_weights': True}, 'opt': 'lamb',
         'lr': 5e-3, 'scale': [0.08, 1.0], 'aa': 'rand-m7-mstd0.5-inc1', 'mixup': 0.1, 'smoothing': 0.0,
     }  # fmt: skip
-    assert 'in 8 processes of this batch size' in text
+    assert '`python train.py -c recipe.yaml --data-dir DIR` in 8 processes, each of this batch size' in text
+    assert 'from the weights of another network' in text  # --initial-checkpoint
     assert 'secret' not in text
     assert 'cuda' not in text
 
@@ -112,27 +114,77 @@ def test_recipe_names_arguments_of_train_py():
 
 
 @pytest.mark.parametrize(
-    ('given', 'written'), [('local-dir:/secret/run', 'lc_resnet18'), ('hf-hub:user/name', 'hf-hub:user/name')]
+    ('given', 'written', 'is_told'),
+    [
+        ({'model': 'local-dir:/secret/run', 'pretrained': True}, {'model': 'lc_resnet18'}, True),
+        ({'model': 'local-dir:/secret/run'}, {'model': 'lc_resnet18'}, False),
+        (
+            {'model': 'lc_resnet18', 'pretrained': True, 'pretrained_path': '/secret/file'},
+            {'model': 'lc_resnet18'},
+            True,
+        ),
+        ({'model': 'lc_resnet18', 'initial_checkpoint': '/secret/file'}, {'model': 'lc_resnet18'}, True),
+        (
+            {'model': 'hf-hub:user/name', 'pretrained': True},
+            {'model': 'hf-hub:user/name', 'pretrained': True},
+            False,
+        ),
+    ],
 )
-def test_recipe_of_a_network_from_elsewhere(model, given, written):
-    text = model_card(model, facts=Facts({'model': given, 'epochs': 5}))
-    assert recipe(text) == {'model': written, 'device_modules': ['timm_lc'], 'epochs': 5}
+def test_recipe_of_a_network_from_elsewhere(model, given, written, is_told):
+    text = model_card(model, facts=Facts({**given, 'epochs': 5}))
+    assert recipe(text) == {**written, 'device_modules': ['timm_lc'], 'epochs': 5}
+    assert ('Training began from the weights of another network' in text) == is_told
     assert 'secret' not in text
+
+
+def test_top_5_of_five_classes_is_not_told():
+    model = timm.create_model('lc_test_resnet', num_classes=5)
+    made = card(model, facts=Facts(ARGUMENTS, METRICS))
+    assert [result.metric_name for result in made.data.eval_results] == ['Top-1 accuracy']
+    assert 'Top-5' not in made.text
+
+
+@pytest.mark.parametrize(('in_chans', 'mode'), [(3, 'RGB'), (1, 'L'), (4, None)])
+def test_code_classifies_a_picture(in_chans, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model('lc_test_resnet', in_chans=in_chans, num_classes=4).eval()
+    text = (timm_lc.save_pretrained(model, tmp_path) / 'README.md').read_text()
+    build, *classify = re.findall('```python\n(.*?)```', text, re.DOTALL)
+    assert f'images of {in_chans} x 160 x 160.' in text
+    if mode is None:
+        assert not classify
+        assert 'It takes images as `timm.data.resolve_model_data_config(model)` says.' in text
+        return
+    Image.new(mode, (40, 30), 'gray').save('picture.jpg', quality=100)
+    names = {}
+    exec(build.replace('PATH_OF_THIS_FOLDER', str(tmp_path)) + classify[0], names)
+    image = torch.full((1, in_chans, 160, 160), (128 / 255 - 0.5) / 0.5)  # one grey, which resizing keeps
+    torch.testing.assert_close(names['probabilities'], model(image).softmax(1))
+
+
+@pytest.mark.parametrize('has_onnx', [True, False])
+def test_onnx_is_named_if_it_is_there(has_onnx):
+    model = timm.create_model('lc_resnet20_16x1')
+    text = model_card(model, 'user/name', plain_repo='user/name', has_onnx=has_onnx)
+    assert ('`plain/model.onnx` is the same for ONNX runtimes: input `images`, output `logits`.' in text) == has_onnx
 
 
 def test_counts_are_the_paper_s(model):
     counts = timm_lc.count_parameters(model)
     text = model_card(model)
-    assert f'| learnable | {counts.learnable:,} |' in text
-    assert f'| total, a shared vector counted once | {counts.total:,} |' in text
-    assert f'| stored in the file | {counts.stored:,} |' in text
+    assert f'| learned | {counts.learnable:,} |' in text
+    assert f'| all, the shared vector counted once | {counts.total:,} |' in text
+    assert f'| in the file | {counts.stored:,} |' in text
     assert 'zeros' not in text
+    assert '| all | 11,689,512 |' in model_card(timm.create_model('lc_resnet18'))
 
 
 def test_pruned_weights_are_counted():
     model = timm.create_model('lc_resnet18')
     torch.nn.init.zeros_(model.layer2[0].downsample[0].weight)
-    assert f'less the zeros of 1x1 convolutions | {timm_lc.count_parameters(model).nonzero:,} |' in model_card(model)
+    nonzero = timm_lc.count_parameters(model).nonzero
+    assert f'| all but the zeros of pruned 1x1 convolutions | {nonzero:,} |' in model_card(model)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +193,11 @@ def test_pruned_weights_are_counted():
         (
             'lc_resnet18',
             {'seed': 3},
-            ['The 17 convolutions', 'seed 3 and not in the file'],
+            ['The 17 convolutions', 'not in the file', 'from seed 3 and a record of 352 bits a layer'],
             ['LC-Block', 'one random vector'],
         ),
-        ('lc_resnet18', {'share_weights': True}, ['slice one random vector'], ['LC-Block']),
-        ('lc_resnet20_16x2', {}, ['In each LC-Block'], ['one random']),
+        ('lc_resnet18', {'share_weights': True}, ['are slices of one random vector'], ['LC-Block']),
+        ('lc_resnet20_16x2', {}, ['Each spatial convolution is an LC-Block'], ['one random']),
         ('lc_resnet18', {'freeze_spatial': False}, ['Every weight is an ordinary parameter', 'Nothing.'], ['seed']),
     ],
 )

@@ -186,7 +186,7 @@ torch.save(logits, {str(tmp_path / 'logits.pt')!r})
 def test_the_card_s_code_runs(hub, images):
     model = build(name='lc_test_resnet', num_classes=4)
     push_to_hub(model, NAME, plain=True)
-    own, plain = python(files_of(hub)['README.md'].decode())
+    own, _, plain = python(files_of(hub)['README.md'].decode())
     assert torch.equal(run_code(own)(images), model(images))
     torch.testing.assert_close(run_code(plain)(images), model(images), rtol=1e-4, atol=1e-5)
 
@@ -307,7 +307,7 @@ def test_networks_that_stock_timm_lacks_become_a_program(hub, images, monkeypatc
     push_to_hub(model, NAME, plain=True)
     assert len(commits_of(hub)) == 2
     assert set(files_of(hub)) == FILES | {'.gitattributes', 'plain/model.pt2'}
-    _, code = python(files_of(hub)['README.md'].decode())
+    *_, code = python(files_of(hub)['README.md'].decode())
     assert 'timm' not in code
     torch.testing.assert_close(run_code(code)(images), model(images), rtol=1e-4, atol=1e-5)
 
@@ -340,6 +340,8 @@ def test_no_plain_form_of_another_network_stays(hub):
 def test_what_timm_did_not_create_is_refused(hub):
     with pytest.raises(ValueError, match='a Linear has no architecture'):
         push_to_hub(torch.nn.Linear(1, 1), NAME)
+    with pytest.raises(ValueError, match='a Linear tells no input size'):
+        push_to_hub(torch.nn.Linear(1, 1), NAME, plain=True)
     assert not hub.requests
 
 
@@ -509,10 +511,14 @@ def test_damaged_files_of_a_run_are_named(name, text, words, run):
 
 
 def test_dry_run_writes_a_folder_for_stock_tools_and_asks_nothing(hub, run, images, tmp_path, capsys):
-    argv = ['push', str(run), NAME, '--dry-run', '--output', str(tmp_path / 'dry'), '--dataset', 'user/images']
+    argv = ['push', str(run), NAME, '--dry-run', '--output', str(tmp_path / 'dry')]
     assert main(argv) == 0
+    assert 'the card names no data set: `--dataset USER/NAME`' in capsys.readouterr().err
+    assert main([*argv, '--dataset', 'user/images']) == 0
     folder = tmp_path / 'dry' / NAME
-    printed = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    printed = out.splitlines()
+    assert 'data set' not in err
     listed = {line.split()[-1]: line.split()[0] for line in printed[:-1]}
     assert listed == {str(folder / name): f'{(folder / name).stat().st_size:,}' for name in FILES}
     assert printed[-1] == 'dry run: nothing was uploaded'
@@ -524,10 +530,7 @@ def test_dry_run_writes_a_folder_for_stock_tools_and_asks_nothing(hub, run, imag
     assert torch.equal(opened(images), model(images))
     card = ModelCard.load(folder / 'README.md')
     assert card.data.datasets == ['user/images']
-    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [
-        ('Top-1 accuracy', 0.5),
-        ('Top-5 accuracy', 1.0),
-    ]
+    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [('Top-1 accuracy', 0.5)]
     assert 'secret' not in card.content  # the run's data_dir
 
 

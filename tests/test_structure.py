@@ -14,7 +14,7 @@ ORDER = [
     'analysis.metrics', 'analysis.robustness', 'analysis.statistics', 'analysis.plots', 'analysis',
     'optim',
     'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
-    'usage', 'card', 'checkpoint',
+    'inputs', 'usage', 'card', 'checkpoint',
     'info', 'evaluation', 'exporting', 'hub', 'demo',
     'experiments.files', 'experiments.parallel',
     'experiments.data', 'experiments.trainer', 'experiments.experiment', 'experiments.timing',

@@ -6,13 +6,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from timm.models import is_model
 from torch import nn
 
 from .counting import count_parameters
 from .filters import RECORD_BITS
 from .frozen import is_frozen
+from .inputs import input_size
 from .layers import LCConv2d
+from .usage import is_stock, usage
 
 __all__ = ['MARKER', 'Facts', 'model_card']
 
@@ -77,6 +78,7 @@ def model_card(
     *,
     plain_repo: str | None = None,
     plain_of: str | None = None,
+    has_onnx: bool = False,
     facts: Facts | None = None,
 ) -> str:
     """Return the text of README.md: metadata as YAML, then Markdown. It depends on nothing but its arguments.
@@ -86,6 +88,7 @@ def model_card(
         repo_id: Where it will be on the Hub, `user/name`; None for a folder.
         plain_repo: Repository of the form that needs no `timm_lc`; `repo_id` itself means its folder plain/.
         plain_of: Repository of which this is that form.
+        has_onnx: Whether that form has `model.onnx` beside the program.
         facts: What to say of its training.
 
     Raises:
@@ -103,19 +106,20 @@ def model_card(
     facts = facts or Facts()
     architecture = model.pretrained_cfg['architecture']
     name = repo_id.rpartition('/')[2] if repo_id else architecture
+    metadata = _metadata(model, name, facts, is_timm=not plain_of or is_stock(architecture))
     sections = [
-        f'---\n{_metadata(name, facts, is_timm=not plain_of or _is_stock(architecture)).to_yaml()}\n---\n{MARKER}',
+        f'---\n{metadata.to_yaml()}\n---\n{MARKER}',
         f'# {name}\n\n{_summary(model, architecture, plain_of)}',
         f'## What is frozen\n\n{_frozen(model)}\n\n{_counts(model)}',
-        _results(facts),
-        f'## Use\n\n{_usage(model, repo_id, plain_repo, plain_of)}',
+        _results(model, facts),
+        f'## Use\n\n{usage(model, repo_id, plain_repo, plain_of, has_onnx=has_onnx)}',
         _recipe(architecture, facts.arguments),
         f'## Licence and citation\n\nLicence: {facts.license}. Please cite:\n\n```bibtex\n{CITATION}\n```',
     ]
     return '\n\n'.join(filter(None, sections)) + '\n'
 
 
-def _metadata(name: str, facts: Facts, *, is_timm: bool) -> ModelCardData:
+def _metadata(model: nn.Module, name: str, facts: Facts, *, is_timm: bool) -> ModelCardData:
     dataset = facts.dataset_id or facts.arguments.get('dataset')
     results = [
         EvalResult(
@@ -125,10 +129,9 @@ def _metadata(name: str, facts: Facts, *, is_timm: bool) -> ModelCardData:
             dataset_split=facts.arguments.get('val_split'),
             metric_type='accuracy',  # a fraction, as the Hub's metric of that name
             metric_name=label,
-            metric_value=round(facts.metrics[key] / 100, 6),
+            metric_value=round(percent / 100, 6),
         )
-        for key, label in _ACCURACY.items()
-        if key in facts.metrics
+        for label, percent in _accuracies(model, facts).items()
     ]
     return ModelCardData(
         license=facts.license,
@@ -142,9 +145,17 @@ def _metadata(name: str, facts: Facts, *, is_timm: bool) -> ModelCardData:
     )
 
 
+def _accuracies(model: nn.Module, facts: Facts) -> dict[str, float]:
+    """Return what was measured, in percent; no top-5 where five classes are all."""
+    found = {label: facts.metrics[key] for key, label in _ACCURACY.items() if key in facts.metrics}
+    if model.num_classes <= 5:
+        found.pop(_ACCURACY['eval_top5'], None)
+    return found
+
+
 def _summary(model: nn.Module, architecture: str, plain_of: str | None) -> str:
-    size = ' x '.join(map(str, model.pretrained_cfg['input_size']))
-    what = f'`{architecture}`, {model.num_classes} classes, images of {size}.'
+    size = ' x '.join(map(str, input_size(model)))
+    what = f'An image classifier: `{architecture}`, {model.num_classes} classes, images of {size}.'
     if plain_of:
         link = f'[{plain_of}](https://huggingface.co/{plain_of})'
         return f'{what} The same function as {link}, whose spatial filters are random: here all are ordinary weights.'
@@ -163,32 +174,40 @@ def _frozen(model: nn.Module) -> str:
         '1x1 convolutions, norms, biases and the classifier learned.'
     )
     if any(isinstance(module, LCConv2d) for module in model.modules()):
-        text += ' In each LC-Block (section 4.2) a 1x1 convolution combines the filters linearly into those that act.'
+        text += (
+            ' Each spatial convolution is an LC-Block (section 4.2 of the paper): random filters, of which a 1x1 '
+            'convolution learned the linear combinations (LC) that act as filters.'
+        )
     if any(record.is_shared for record in records):
-        text += ' All layers slice one random vector (section 4.3).'
+        text += ' The filters of all layers are slices of one random vector (section 4.3 of the paper).'
     seeds = sorted({record.seed for record in records if not record.is_kept})
     if seeds:
         text += (
-            f' The filters are random values of seed {", ".join(map(str, seeds))} and not in the file: '
-            f'loading draws them again from records of {RECORD_BITS} bits a layer, and verifies their CRC-32.'
+            f' The filters are not in the file: loading draws them again, from seed {", ".join(map(str, seeds))} and a '
+            f'record of {RECORD_BITS} bits a layer, and verifies their checksum.'
         )
     return text
 
 
 def _counts(model: nn.Module) -> str:
     counts = count_parameters(model)
+    once = ', the shared vector counted once' if _shares(model) else ''
     rows = [
-        f'| learnable | {counts.learnable:,} |',
-        f'| total, a shared vector counted once | {counts.total:,} |',
-        f'| stored in the file | {counts.stored:,} |',
+        f'| learned | {counts.learnable:,} |',
+        f'| all{once} | {counts.total:,} |',
+        f'| in the file | {counts.stored:,} |',
     ]
     if counts.nonzero < counts.total:
-        rows.append(f'| total, less the zeros of 1x1 convolutions | {counts.nonzero:,} |')
+        rows.append(f'| all but the zeros of pruned 1x1 convolutions | {counts.nonzero:,} |')
     return '\n'.join(['| weights | number |\n|---|---|', *rows])
 
 
-def _results(facts: Facts) -> str:
-    rows = [f'| {label} | {facts.metrics[key]:.2f} % |' for key, label in _ACCURACY.items() if key in facts.metrics]
+def _shares(model: nn.Module) -> bool:
+    return any(module.filter_record.is_shared for module in model.modules() if is_frozen(module))
+
+
+def _results(model: nn.Module, facts: Facts) -> str:
+    rows = [f'| {label} | {percent:.2f} % |' for label, percent in _accuracies(model, facts).items()]
     if 'eval_loss' in facts.metrics:
         rows.append(f'| Loss | {facts.metrics["eval_loss"]:.4f} |')
     if not rows:
@@ -197,53 +216,6 @@ def _results(facts: Facts) -> str:
     split = f', split {facts.arguments["val_split"]}' if facts.arguments.get('val_split') else ''
     epoch = f', after {facts.metrics["epoch"] + 1:.0f} epochs' if 'epoch' in facts.metrics else ''
     return '\n'.join([f'## Results\n\nOn {dataset}{split}{epoch}:\n', '| metric | value |\n|---|---|', *rows])
-
-
-def _is_stock(architecture: str) -> bool:
-    """Return whether stock timm has the network, folded."""
-    return is_model(architecture.removeprefix('lc_'))
-
-
-def _usage(model: nn.Module, repo_id: str | None, plain_repo: str | None, plain_of: str | None) -> str:
-    if plain_of and repo_id:
-        return _plain_usage(model, repo_id, '')
-    package = (
-        ['import timm_lc  # registers the lc_ models'] if 'lc_' in model.pretrained_cfg['architecture'][:3] else []
-    )
-    source = f'hf-hub:{repo_id}' if repo_id else 'local-dir:PATH_OF_THIS_FOLDER'
-    text = _python('import timm', *package, '', f"model = timm.create_model('{source}', pretrained=True).eval()")
-    if not plain_repo:
-        return text
-    plain = _plain_usage(model, plain_repo, 'plain/' if plain_repo == repo_id else '')
-    return f'{text}\n\nThe same function without `timm_lc`, every filter written out:\n\n{plain}'
-
-
-def _plain_usage(model: nn.Module, repo_id: str, folder: str) -> str:
-    """Return code that builds the plain form: timm's, or a program where stock timm has no such network."""
-    cfg = model.pretrained_cfg
-    if not _is_stock(cfg['architecture']):
-        code = _python(
-            'import torch',
-            'from huggingface_hub import hf_hub_download',
-            '',
-            f"model = torch.export.load(hf_hub_download('{repo_id}', '{folder}model.pt2')).module()",
-        )
-        shape = ', '.join(map(str, cfg['input_size']))
-        mean, std = list(cfg['mean']), list(cfg['std'])
-        return f'{code}\n\nIt takes images (N, {shape}) in [0, 1], less mean {mean}, over std {std}.'
-    if not folder:
-        return _python('import timm', '', f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()")
-    return _python(
-        'import timm',
-        'from huggingface_hub import snapshot_download',
-        '',
-        f"folder = snapshot_download('{repo_id}', allow_patterns='{folder}*')",
-        f"model = timm.create_model(f'local-dir:{{folder}}/{folder.rstrip('/')}', pretrained=True).eval()",
-    )
-
-
-def _python(*lines: str) -> str:
-    return '\n'.join(['```python', *lines, '```'])
 
 
 def _recipe(architecture: str, arguments: Mapping[str, Any]) -> str:
@@ -256,12 +228,18 @@ def _recipe(architecture: str, arguments: Mapping[str, Any]) -> str:
     if not chosen:
         return ''
     name = arguments.get('model') or architecture
-    name = architecture if name.startswith('local-dir:') else name  # a path of the machine that trained it
+    began = arguments.get('initial_checkpoint')
+    is_local = name.startswith('local-dir:')  # a path of the machine that trained it
+    name = architecture if is_local else name
+    if is_local or arguments.get('pretrained_path'):
+        began = began or chosen.pop('pretrained', None)
     plugin = {'device_modules': ['timm_lc']} if 'lc_' in (name[:3], architecture[:3]) else {}
     text = yaml.safe_dump({'model': name, **plugin, **chosen}, sort_keys=False, default_flow_style=None)
     processes = arguments.get('world_size', 1)
-    batch = f', in {processes} processes of this batch size' if processes > 1 else ''
-    return f"## Recipe\n\nFor timm's stock `train.py -c recipe.yaml`{batch}:\n\n```yaml\n{text}```"
+    about = "Arguments of timm's `train.py`, for `python train.py -c recipe.yaml --data-dir DIR`"
+    about += f' in {processes} processes, each of this batch size' if processes > 1 else ''
+    about += '. Training began from the weights of another network, not from new ones' if began else ''
+    return f'## Recipe\n\n{about}:\n\n```yaml\n{text}```'
 
 
 def _is_off(value: object) -> bool:

@@ -1,6 +1,7 @@
 """The commands `timm-lc export` and `push`: their arguments, what they do, and what other commands share with them."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,9 @@ def run_push(args: argparse.Namespace) -> None:
         where = {'private': args.private or None, 'revision': args.revision, 'create_pr': args.create_pr}
         lines = push_to_hub(model, args.repo_id, **where, **what, token=args.token, commit_message=args.message)
     print('\n'.join(lines))
+    facts = what['facts']
+    if facts.metrics and not facts.dataset_id:
+        print('the card names no data set: `--dataset USER/NAME`, its id on the Hub, would', file=sys.stderr)
 
 
 def known_model(name: str) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data import create_dataset, create_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .info import input_size
+from .inputs import data_config
 
 __all__ = ['accuracy', 'folder_dataset', 'folder_loader', 'predict']
 
@@ -34,7 +34,7 @@ def folder_loader(
     for name, value in (('batch_size', batch_size), ('limit', limit)):
         if value is not None and value < 1:
             raise ValueError(f'`{name}` must be a positive integer, got {value}')
-    config = _data_config(model)
+    config = _image_config(model)
     dataset = folder_dataset(data_dir, split, input_img_mode='L' if config['input_size'][0] == 1 else 'RGB')
     classes, num_classes = len(dataset.reader.class_to_idx), getattr(model, 'num_classes', None)
     if num_classes is not None and classes != num_classes:
@@ -46,17 +46,13 @@ def folder_loader(
     return create_loader(dataset, batch_size=batch_size, num_workers=workers, use_prefetcher=False, **config)
 
 
-def _data_config(model: nn.Module) -> dict[str, Any]:
-    """Return how timm prepares images for `model`; grey ones for one channel, whatever timm has recorded."""
-    config = resolve_data_config(model=model)
-    channels = input_size(model)[0]
+def _image_config(model: nn.Module) -> dict[str, Any]:
+    """Return how timm prepares images for `model`."""
+    config = data_config(model)
+    channels = config['input_size'][0]
     if channels not in (1, 3):
         raise ValueError(f'the model takes {channels} channels, and images have 1 or 3')
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for key in ('mean', 'std'):
-        values = config[key]
-        config[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
-    return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+    return config
 
 
 def folder_dataset(data_dir: str | Path, split: str, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from .card import Facts, model_card
 from .checkpoint import CARD, WEIGHTS, is_foreign_card, load_model, save_pretrained
 from .evaluation import folder_loader
 from .folding import fold
-from .info import input_size
+from .inputs import input_size
 
 __all__ = ['FORMS', 'Comparison', 'Export', 'compare', 'export']
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from http.client import responses
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -138,27 +139,33 @@ def write_repositories(
         if not re.fullmatch(r'\b[\w.-]+\b/\b[\w.-]+\b', name):
             raise ValueError(f'a repository must be `user/name`, got {name!r}')
     model, root = unwrap_model(model), Path(root)
-    text = model_card(model, repo_id, plain_repo=plain_repo, facts=facts) if card is None else card
-    written: dict[str, list[Path]] = {repo_id: []}
-    if plain_repo == repo_id:
-        written[repo_id] = _write_plain(model, root / repo_id / PLAIN)
-    elif plain_repo:
-        plain_text = model_card(fold(model), plain_repo, plain_of=repo_id, facts=facts)
-        written[plain_repo] = _write_plain(model, root / plain_repo, plain_text)
+    plain_folder = root / repo_id / PLAIN if plain_repo == repo_id else root / (plain_repo or '')
+    plain_files = _write_plain(model, plain_folder) if plain_repo else []
+    known: dict[str, Any] = {'has_onnx': plain_folder / ONNX in plain_files, 'facts': facts}
+    text = model_card(model, repo_id, plain_repo=plain_repo, **known) if card is None else card
     folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, card=text)
-    written[repo_id] = [folder / name for name in (CARD, CONFIG, WEIGHTS)] + written[repo_id]
+    written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
+    if plain_repo == repo_id:
+        written[repo_id] += plain_files
+    elif plain_repo:
+        plain_card = model_card(fold(model), plain_repo, plain_of=repo_id, **known)
+        written[plain_repo] = [_write_card(plain_folder, plain_card), *plain_files]
     return written
 
 
-def _write_plain(model: nn.Module, folder: Path, card: str = '') -> list[Path]:
-    """Write the form that needs no `timm_lc`, with a model card if one is given."""
+def _write_plain(model: nn.Module, folder: Path) -> list[Path]:
+    """Write the form that needs no `timm_lc`, without a model card."""
     done = export(copy.deepcopy(model).cpu().eval(), 'plain', folder)
-    files = [folder / path.name for path in done.files if path.name != CARD]
     if not is_foreign_card(folder / CARD):
         (folder / CARD).unlink(missing_ok=True)
-        if card:
-            (folder / CARD).write_text(card, encoding='utf-8')
-    return [folder / CARD, *files] if card else files
+    return [folder / path.name for path in done.files if path.name != CARD]
+
+
+def _write_card(folder: Path, text: str) -> Path:
+    """Write README.md, unless there is one that somebody else wrote."""
+    if not is_foreign_card(folder / CARD):
+        (folder / CARD).write_text(text, encoding='utf-8')
+    return folder / CARD
 
 
 def read_card(path: str | Path) -> str | None:

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from .checkpoint import file_metadata
 from .counting import ParameterCount, count_parameters
 from .frozen import is_frozen
+from .inputs import input_size
 from .layers import LCConv2d
 from .spatial import is_pointwise, is_spatial
 
-__all__ = ['LayerInfo', 'ModelInfo', 'describe', 'input_size']
+__all__ = ['LayerInfo', 'ModelInfo', 'describe']
 
 
 class LayerInfo(NamedTuple):
@@ -48,12 +49,6 @@ def describe(name: str, **model_kwargs: Any) -> ModelInfo:
     empty = {key: torch.empty_like(tensor, device='cpu') for key, tensor in model.state_dict().items()}
     size, multiply_adds = len(save(empty, file_metadata(empty))), counter.get_total_flops() // 2
     return ModelInfo(layers, count_parameters(model), size, multiply_adds, input_size(model))
-
-
-def input_size(model: nn.Module) -> tuple[int, int, int]:
-    """Return (C_in, H, W) of the images that a network from `timm.create_model` takes."""
-    channels, height, width = model.pretrained_cfg['input_size']
-    return getattr(model, 'in_chans', channels), height, width
 
 
 def _layer(name: str, conv: nn.Conv2d, model: nn.Module) -> LayerInfo:

@@ -1,0 +1,34 @@
+"""What images a network from `timm.create_model` takes, and how timm prepares them."""
+
+from typing import Any
+
+from timm.data import resolve_data_config
+from torch import nn
+
+__all__ = ['data_config', 'input_size']
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Return (C_in, H, W).
+
+    Raises:
+        ValueError: If `model` is not timm's.
+    """
+    if not getattr(model, 'pretrained_cfg', None):
+        raise ValueError(f'`model` must come from timm.create_model: a {type(model).__name__} tells no input size')
+    channels, height, width = model.pretrained_cfg['input_size']
+    return getattr(model, 'in_chans', channels), height, width
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """Return size, normalisation, interpolation and crop; for the channels of `model`, whatever timm has recorded.
+
+    Where the recorded mean and deviation are of another number of channels, their means stand in.
+    """
+    config = resolve_data_config(model=model)
+    channels = input_size(model)[0]
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):
+        values = config[key]
+        config[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
+    return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
