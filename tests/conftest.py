@@ -10,7 +10,11 @@ from PIL import Image
 
 
 def pytest_addoption(parser):
-    parser.addoption('--families', action='store_true', help="test one network of each of timm's convolutional files")
+    parser.addoption(
+        '--families',
+        action='store_true',
+        help="test more networks: all of the paper's, and one of each of timm's convolutional files",
+    )
 
 
 @pytest.fixture(autouse=True, scope='session')

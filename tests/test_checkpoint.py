@@ -31,6 +31,7 @@ from torch import nn
 import timm_lc
 from timm_lc import checkpoint, fold, freeze_spatial, save_pretrained, share_weights
 from timm_lc.checkpoint import load_model, read_checkpoint
+from timm_lc.experiments.catalogue import EXPERIMENTS
 from timm_lc.frozen import is_frozen
 
 NAME = 'lc_test_resnet'
@@ -127,7 +128,9 @@ def logits_elsewhere():
 
 def pytest_generate_tests(metafunc):
     if 'network' in metafunc.fixturenames:
-        names = [*PAPER, *(FAMILIES if metafunc.config.getoption('families') else ())]
+        plotted = {variant.model for experiment in EXPERIMENTS.values() for variant in experiment.variants}
+        more = (*sorted(plotted - {*PAPER}), *FAMILIES)
+        names = [*PAPER, *(more if metafunc.config.getoption('families') else ())]
         networks = [*((name, {}) for name in names), *OPTIONS]
         metafunc.parametrize('network', networks, ids=lambda network: f'{network[0]} {network[1] or ""}')
 

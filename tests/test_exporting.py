@@ -162,6 +162,30 @@ def test_fine_tuning_begins_as_stock_timm_does_from_the_plain_export(key, elsewh
             torch.testing.assert_close(tensor, stock['state'][name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize('key', ['frozen', 'shared'])
+def test_fine_tuning_is_that_of_stock_timm_with_frozen_filters(key, tmp_path):
+    source = network('lc_test_resnet', num_classes=10, **FINE_TUNED[key])
+    export(source, 'plain', tmp_path / 'plain')
+    timm_lc.save_pretrained(source, tmp_path / 'saved')
+    arguments = {'pretrained': True, 'num_classes': 5, 'in_chans': 1}
+    model, stock = (timm.create_model(f'local-dir:{tmp_path / form}', **arguments) for form in ('saved', 'plain'))
+    stock.fc.load_state_dict(model.fc.state_dict())  # drawn anew
+    for module in stock.modules():
+        if isinstance(module, torch.nn.Conv2d) and max(module.kernel_size) > 1:
+            module.weight.requires_grad_(False)
+    images, labels = random_images(model, 4, 64), torch.arange(4)
+    for trained in (model, stock):
+        optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+        for _ in range(5):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(trained.train()(images), labels).backward()
+            optimizer.step()
+    before, after = source.state_dict(), timm_lc.fold(model).state_dict()
+    assert not torch.allclose(after['layer1.0.bn1.weight'], before['layer1.0.bn1.weight'], atol=1e-3)
+    for name, tensor in stock.state_dict().items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_a_plain_export_of_a_timm_network_is_that_architecture(tmp_path):
     done = export(network('lc_test_resnet', expansion=2, share_weights=True, in_chans=4), 'plain', tmp_path / 'out')
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
