@@ -41,10 +41,12 @@ def heading(outcomes, args):
         f'onnxruntime computes what the network does to 1e-4. {summed(outcomes)}.',
         '',
         '- A cell lists the variants that pass: ' + '; '.join(map(describe, VARIANTS)) + '.',
+        *([] if args.full else ['- Networks other than lc_resnet18 are tried plain; `--full` tries all variants of all.']),
         '- Seconds are the median of a row, start-up included, on a machine that was shared.',
         '- train.py gives DistributedDataParallel `device_ids`, which it refuses on a CPU; "device_ids dropped" is',
         '  with `--device-modules timm_lc cpu_ddp` (benchmarks/cpu_ddp.py).',
         '- onnx_export.py has no `--model-kwargs`: what is not in a checkpoint reaches it by `local-dir:`.',
+        '- inference.py needs pandas, onnx_export.py `timm_lc[onnx]`; without them they fail, in stock timm too.',
     ]
 
 
