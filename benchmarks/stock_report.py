@@ -41,7 +41,7 @@ def heading(outcomes, args):
         f'onnxruntime computes what the network does to 1e-4. {summed(outcomes)}.',
         '',
         '- A cell lists the variants that pass: ' + '; '.join(map(describe, VARIANTS)) + '.',
-        *([] if args.full else ['- Networks other than lc_resnet18 are tried plain; `--full` tries all variants of all.']),
+        '- Without `--full`, which tries all variants of all networks, those other than lc_resnet18 are tried plain.',
         '- Seconds are the median of a row, start-up included, on a machine that was shared.',
         '- train.py gives DistributedDataParallel `device_ids`, which it refuses on a CPU; "device_ids dropped" is',
         '  with `--device-modules timm_lc cpu_ddp` (benchmarks/cpu_ddp.py).',
