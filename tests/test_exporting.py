@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import timm_lc
@@ -126,7 +128,8 @@ def elsewhere(tmp_path_factory):
         model = network(name, **kwargs)
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, 'onnx', None)  # to save time
-            add(key, export(model, 'plain', root / key).files[0], model)
+            export(model, 'plain', root / key)
+            add(key, root / key / 'model.pt2', model)
     for key, kwargs in FINE_TUNED.items():
         model = network('lc_test_resnet', num_classes=10, **kwargs)
         export(model, 'plain', root / f'plain {key}')
@@ -198,9 +201,25 @@ def test_a_plain_export_of_a_timm_network_is_that_architecture(tmp_path):
 def test_a_plain_export_of_an_lcresnet_says_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnx', None)
     done = export(network('lc_resnet20_16x1'), 'plain', tmp_path)
-    assert [path.name for path in done.files] == ['model.pt2']
+    assert [path.name for path in done.files] == ['README.md', 'model.pt2']
     assert done.notes[0].startswith('stock timm has no lc_resnet20_16x1: model.pt2 is it folded')
     assert 'model.onnx was left out: ONNX needs onnx' in done.notes[1]
+
+
+def test_the_card_of_a_program_says_how_to_load_and_feed_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    monkeypatch.chdir(tmp_path)
+    model = network('lc_resnet20_16x1', in_chans=1)
+    export(model, 'plain', tmp_path)
+    card = ModelCard.load(tmp_path / 'README.md')
+    assert card.data.library_name is None
+    assert 'It takes images (N, 1, 32, 32) in [0, 1], less mean (' in card.text
+    assert 'ONNX' not in card.text
+    (code,) = re.findall('```python\n(.*?)```', card.text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    images = random_images(model)
+    assert_same_logits(names['model'](images), model(images))
 
 
 @pytest.mark.parametrize('key', LACKING)
@@ -286,7 +305,8 @@ def test_onnx_takes_any_batch(key, exporter, tmp_path, monkeypatch):
 def test_a_plain_export_of_an_lcresnet_has_onnx_too(tmp_path):
     model = network('lc_resnet20_16x1')
     done = export(model, 'plain', tmp_path)
-    assert [path.name for path in done.files] == ['model.onnx', 'model.pt2']
+    assert [path.name for path in done.files] == ['README.md', 'model.onnx', 'model.pt2']
+    assert 'the same for ONNX runtimes' in done.files[0].read_text()
     assert [what.file for what in done.comparisons] == ['model.pt2', 'model.onnx']
     assert done.notes[0].endswith('model.onnx for other runtimes')
     for path in done.files:

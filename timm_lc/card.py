@@ -13,7 +13,7 @@ from .filters import RECORD_BITS
 from .frozen import is_frozen
 from .inputs import input_size
 from .layers import LCConv2d
-from .usage import is_stock, usage
+from .usage import usage
 
 __all__ = ['MARKER', 'Facts', 'model_card']
 
@@ -78,6 +78,7 @@ def model_card(
     *,
     plain_repo: str | None = None,
     plain_of: str | None = None,
+    is_program: bool = False,
     has_onnx: bool = False,
     facts: Facts | None = None,
 ) -> str:
@@ -88,6 +89,7 @@ def model_card(
         repo_id: Where it will be on the Hub, `user/name`; None for a folder.
         plain_repo: Repository of the form that needs no `timm_lc`; `repo_id` itself means its folder plain/.
         plain_of: Repository of which this is that form.
+        is_program: Whether this is that form as a `torch.export` program.
         has_onnx: Whether that form has `model.onnx` beside the program.
         facts: What to say of its training.
 
@@ -106,13 +108,14 @@ def model_card(
     facts = facts or Facts()
     architecture = model.pretrained_cfg['architecture']
     name = repo_id.rpartition('/')[2] if repo_id else architecture
-    metadata = _metadata(model, name, facts, is_timm=not plain_of or is_stock(architecture))
+    metadata = _metadata(model, name, facts, is_timm=not is_program)
+    used = usage(model, repo_id, plain_repo, plain_of, is_program=is_program, has_onnx=has_onnx)
     sections = [
         f'---\n{metadata.to_yaml()}\n---\n{MARKER}',
         f'# {name}\n\n{_summary(model, architecture, plain_of)}',
         f'## What is frozen\n\n{_frozen(model)}\n\n{_counts(model)}',
         _results(model, facts),
-        f'## Use\n\n{usage(model, repo_id, plain_repo, plain_of, has_onnx=has_onnx)}',
+        f'## Use\n\n{used}',
         _recipe(architecture, facts.arguments),
         f'## Licence and citation\n\nLicence: {facts.license}. Please cite:\n\n```bibtex\n{CITATION}\n```',
     ]

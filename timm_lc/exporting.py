@@ -165,13 +165,22 @@ def _write(
         return {ONNX: _save_onnx(folded, folder / ONNX)}, []
     if form == 'folded' or not _is_lc(folded):
         return {WEIGHTS: _save(folded, folder, facts)}, []
+    return _write_program(model, folded, folder, facts)
+
+
+def _write_program(
+    model: nn.Module, folded: nn.Module, folder: Path, facts: Facts | None
+) -> tuple[dict[str, Network], list[str]]:
+    """Write the form for where timm has no such network, with ONNX if its packages are there; return as `_write`."""
     note = f'stock timm has no {_architecture(model)}: {PROGRAM} is it folded, for torch.export.load without timm'
-    written = {PROGRAM: _save_program(folded, folder / PROGRAM)}
+    written, notes = {PROGRAM: _save_program(folded, folder / PROGRAM)}, [f'{note}, and {ONNX} for other runtimes']
     try:
         written[ONNX] = _save_onnx(folded, folder / ONNX)
     except ModuleNotFoundError as error:
-        return written, [note, f'{ONNX} was left out: {error}']
-    return written, [f'{note}, and {ONNX} for other runtimes']
+        notes = [note, f'{ONNX} was left out: {error}']
+    card = model_card(folded, is_program=True, has_onnx=ONNX in written, facts=facts)
+    (folder / CARD).write_text(card, encoding='utf-8')
+    return written, notes
 
 
 def _architecture(model: nn.Module) -> str:

@@ -148,7 +148,8 @@ def write_repositories(
     if plain_repo == repo_id:
         written[repo_id] += plain_files
     elif plain_repo:
-        plain_card = model_card(fold(model), plain_repo, plain_of=repo_id, **known)
+        is_program = plain_folder / PROGRAM in plain_files
+        plain_card = model_card(fold(model), plain_repo, plain_of=repo_id, is_program=is_program, **known)
         written[plain_repo] = [_write_card(plain_folder, plain_card), *plain_files]
     return written
 

@@ -70,11 +70,12 @@ def steps_page(name: str, **model_kwargs: Any) -> str:
         "of norms, a record for each layer's filters, a checksum for each tensor.",
     ]
     if name == PRINTED:
-        lines.append(
+        lines += [
+            '',
             'The paper (tables 1 and 3; its MB are 2^20 bytes) stores filters and zeros too, and its total of the '
             'pruned network is what is not zero. Its counts of the shared network are illegible in our text of it. '
-            'A vector a sixteenth as long, as it is defined there, makes 4.46 M and not the 4.6 M printed.'
-        )
+            'A vector a sixteenth as long, as it is defined there, makes 4.46 M and not the 4.6 M printed.',
+        ]
     return '\n'.join([*lines, '', markdown(_table(steps, paper=name == PRINTED)), ''])
 
 

@@ -9,12 +9,19 @@ __all__ = ['is_stock', 'usage']
 
 
 def usage(
-    model: nn.Module, repo_id: str | None, plain_repo: str | None, plain_of: str | None, *, has_onnx: bool
+    model: nn.Module,
+    repo_id: str | None,
+    plain_repo: str | None,
+    plain_of: str | None,
+    *,
+    is_program: bool,
+    has_onnx: bool,
 ) -> str:
     """Return what a card says of the use of `model`; the arguments are those of `model_card`."""
+    if is_program:
+        return _program_usage(model, repo_id, '', has_onnx)
     if plain_of and repo_id:
-        plain = _plain_usage(model, repo_id, '', has_onnx)
-        return f'{plain}\n\n{_classify(model)}' if is_stock(model.pretrained_cfg['architecture']) else plain
+        return f'{_plain_usage(model, repo_id, "", has_onnx)}\n\n{_classify(model)}'
     is_lc = model.pretrained_cfg['architecture'].startswith('lc_')
     package = ['import timm_lc  # registers the lc_ models'] if is_lc else []
     source = f'hf-hub:{repo_id}' if repo_id else 'local-dir:PATH_OF_THIS_FOLDER'
@@ -63,13 +70,10 @@ def _plain_usage(model: nn.Module, repo_id: str, folder: str, has_onnx: bool) ->
     )
 
 
-def _program_usage(model: nn.Module, repo_id: str, folder: str, has_onnx: bool) -> str:
-    code = _python(
-        'import torch',
-        'from huggingface_hub import hf_hub_download',
-        '',
-        f"model = torch.export.load(hf_hub_download('{repo_id}', '{folder}model.pt2')).module()",
-    )
+def _program_usage(model: nn.Module, repo_id: str | None, folder: str, has_onnx: bool) -> str:
+    file = f"hf_hub_download('{repo_id}', '{folder}model.pt2')" if repo_id else "'model.pt2'"
+    download = ['from huggingface_hub import hf_hub_download'] if repo_id else []
+    code = _python('import torch', *download, '', f'model = torch.export.load({file}).module()')
     config = data_config(model)
     shape, mean, std = (', '.join(map(str, config[key])) for key in ('input_size', 'mean', 'std'))
     text = f'It takes images (N, {shape}) in [0, 1], less mean ({mean}), over standard deviation ({std}).'
