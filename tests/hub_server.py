@@ -230,7 +230,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         commit = self.revision(repo, revision)
         if commit:
             files = [{'rfilename': path} for path in sorted(commit.files)]
-            self.json({'id': repo, 'modelId': repo, 'sha': commit.oid, 'siblings': files, 'tags': [], 'downloads': 0})
+            about = {'id': repo, 'modelId': repo, 'sha': commit.oid, 'private': self.hub.repositories[repo].private}
+            self.json({**about, 'siblings': files, 'tags': [], 'downloads': 0})
 
     def tree(self, repo, revision):
         commit = self.revision(repo, revision)

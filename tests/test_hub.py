@@ -251,6 +251,18 @@ def test_private_and_token(hub, monkeypatch):
         pull()
 
 
+def test_what_shall_be_private_does_not_go_into_a_public_repository(hub):
+    push_to_hub(build(), NAME)
+    with pytest.raises(
+        ConnectionError, match=f'cannot push to {NAME}: it is there already and public: make it private'
+    ):
+        push_to_hub(build(8), NAME, private=True)
+    assert commits_of(hub) == ['Add model', 'initial commit']
+    push_to_hub(build(), 'user/other', private=True)
+    push_to_hub(build(8), 'user/other', private=True)
+    assert len(commits_of(hub, 'user/other')) == 3
+
+
 def test_a_card_that_somebody_else_wrote_stays(hub):
     push_to_hub(build(), NAME)
     push_to_hub(build(), NAME, facts=Facts(license='mit'))

@@ -42,7 +42,9 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     _add_storage(parser)
     parser.add_argument('repo_id', metavar='REPO_ID', help='user/name')
-    parser.add_argument('--private', action='store_true', help='make a new repository private')
+    parser.add_argument(
+        '--private', action='store_true', help='make a new repository private; refuse one that is public'
+    )
     parser.add_argument('--revision', metavar='BRANCH', help='branch to push to, made if need be')
     parser.add_argument('--create-pr', action='store_true', help='open a pull request')
     parser.add_argument(

@@ -71,7 +71,8 @@ def push_to_hub(
     Args:
         model: A network from `timm.create_model`.
         repo_id: `user/name`; made if need be.
-        private: Whether a repository made by this is private; None is the owner's default.
+        private: Whether a repository made by this is private; None is the owner's default. One that is there and
+            public is then refused.
         revision: Branch to push to; made from the main branch if need be.
         create_pr: Whether to open a pull request against the main branch.
         plain: Whether to add the form that needs no `timm_lc`, `export(model, 'plain', ...)`, in the folder plain/.
@@ -231,6 +232,8 @@ def _upload(
     """Commit files of a folder, and return the address of the commit or pull request."""
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError('it is there already and public: make it private first, or push without `private`')
         if revision is not None:
             _make_branch(api, repo_id, revision)
         operations = _operations(api, repo_id, folder, files, revision)
