@@ -30,8 +30,9 @@ def draw(experiment: Experiment, cells: Cells) -> Any:
 
 
 def _curves(experiment: Experiment, cells: Cells) -> Any:
-    """Draw one panel for each facet and value, one curve for each series."""
-    return curves([_panel(experiment, cells, facet, v) for facet in _facets(experiment) for v in experiment.values])
+    """Draw one panel for each measured facet and value, one curve for each series."""
+    known = [facet for facet in _facets(experiment) if any(facet == point[0] for point in cells)]
+    return curves([_panel(experiment, cells, facet, value) for facet in known for value in experiment.values])
 
 
 def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Panel:

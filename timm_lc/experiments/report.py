@@ -34,6 +34,7 @@ dt {{ color: #666; }} dd, figure {{ margin: 0; }}
 table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: right; }}
 th {{ vertical-align: bottom; }} th:first-child, td:first-child {{ text-align: left; }}
+.contents :is(th, td):nth-child(2) {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; }}
 li {{ font-size: .9rem; color: #444; }}
 </style>"""
@@ -98,7 +99,7 @@ def _anchor(section: Section) -> str:
 def _html(sections: Sequence[Section]) -> str:
     of_all = _facts(sections)
     parts = [HEAD, f'<h1>{TITLE}</h1>\n<p>{html.escape(ABOUT)}</p>', _html_facts(of_all)]
-    parts.append(_html_table(_overview(sections), links=True))
+    parts.append(_html_table(_overview(sections), contents=True))
     for section in sections:
         parts.append(f'<h2 id="{section.experiment.id}">{html.escape(section.title)}</h2>')
         parts.append(_html_facts([fact for fact in _facts([section]) if fact not in of_all]))
@@ -114,10 +115,11 @@ def _html_facts(found: Sequence[tuple[str, str]]) -> str:
     return f'<dl>{"".join(pairs)}</dl>'
 
 
-def _html_table(rows: Sequence[Sequence[str]], links: bool = False) -> str:
-    """Return a table; with `links` its first column names sections."""
+def _html_table(rows: Sequence[Sequence[str]], contents: bool = False) -> str:
+    """Return a table; of contents, its first column links to sections."""
     header, *rest = ([html.escape(cell) for cell in row] for row in rows)
-    rest = [[f'<a href="#{first}">{first}</a>' if links else first, *cells] for first, *cells in rest]
+    rest = [[f'<a href="#{first}">{first}</a>' if contents else first, *cells] for first, *cells in rest]
     lines = [f'<tr>{"".join(f"<th>{cell}</th>" for cell in header)}</tr>']
     lines += [f'<tr>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for row in rest]
-    return '<div class="wide"><table>\n' + '\n'.join(lines) + '\n</table></div>'
+    kind = ' class="contents"' if contents else ''
+    return f'<div class="wide"><table{kind}>\n' + '\n'.join(lines) + '\n</table></div>'

@@ -108,8 +108,8 @@ def _data(run: dict[str, Any]) -> str:
 
 
 def _device(where: dict[str, Any]) -> str:
-    threads = where['threads']
-    return f'{where["device"]}, {threads} CPU thread{"s"[: threads > 1]}'
+    threads, amp = where['threads'], ', bfloat16 autocast' if where.get('amp') else ''
+    return f'{where["device"]}, {threads} CPU thread{"s"[: threads > 1]}{amp}'
 
 
 def _versions(where: dict[str, Any]) -> str:
