@@ -144,6 +144,17 @@ def test_report_is_the_same_twice(pages, results):
     assert [(results / name).read_text() for name in ('report.md', 'report.html')] == pages
 
 
+def test_deviations_are_percent_or_many_times(tmp_path):
+    steps = {'+ Freezing': {'forward_ms': 3570.0, 'both_ms': 90.53}, 'Baseline': {'forward_ms': 71.4, 'both_ms': 62.0}}
+    where = "two convolutions, as the paper's"
+    write(tmp_path / 'table3', *(line('', row, None, values, facet=where) for row, values in steps.items()))
+    assert main(['report', str(tmp_path)]) == 0
+    rows = (tmp_path / 'table3' / 'table.md').read_text().splitlines()
+    freezing, baseline = (next(row for row in rows if f'| {name} |' in row) for name in steps)
+    assert '| 3,570.0 | 35.7 ± 0.2 | 100 times | 90.5 | 82.3 ± 0.1 | +10.0 % |' in freezing
+    assert '| 71.4 | 35.7 ± 0.1 | +100.0 % | 62.0 | 124.0 ± 1.5 | -50.0 % |' in baseline
+
+
 def test_folder_without_results_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(['report', str(tmp_path)])

@@ -107,7 +107,8 @@ def _beside(ours: Sequence[float], paper: Printed | None, value: Value, sign: st
     mean = mean_and_std(ours)[0]
     nearest = min(max(mean, low), high)
     if value.relative:
-        return [text, f'{100 * (mean / nearest - 1):+.1f} %']
+        ratio = mean / nearest
+        return [text, f'{ratio:,.0f} times' if ratio >= 10 else f'{100 * (ratio - 1):+.1f} %']
     return [text, f'{mean - nearest:+.{value.digits}f}']
 
 
