@@ -270,7 +270,8 @@ def test_killed_command_goes_on_to_the_bit(tree, tmp_path, capsys):
     # a process that dies by SIGKILL in the middle of the third epoch; with as many threads as this one, or sums are
     # rounded otherwise
     script = (
-        'import os, signal, sys, torch; torch.set_num_threads(1); from timm_lc.cli import main; from timm_lc.experiments import trainer\n'
+        'import os, signal, sys, torch; from timm_lc.cli import main; from timm_lc.experiments import trainer\n'
+        'torch.set_num_threads(1)\n'
         'trainer.SAVE_SECONDS, rate = 0, trainer.learning_rate\n'
         'def killed(recipe, step, steps):\n'
         '    return os.kill(os.getpid(), signal.SIGKILL) if step == 5 else rate(recipe, step, steps)\n'
