@@ -45,8 +45,8 @@ class Section:
 
     def markdown(self) -> list[str]:
         """Return the lines of the table and the remarks, each after an empty one."""
-        table = ['', markdown(self.rows)] if self.rows else []
-        return [*table, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
+        rows = ['', markdown(self.rows)] if self.rows else []
+        return [*rows, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
 
 
 def make_section(experiment: Experiment, directory: Path, setting: str) -> Section:
