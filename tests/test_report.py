@@ -15,9 +15,9 @@ WHERE = {'device': 'Some <CPU> & more', 'threads': 2, 'torch': '2.99.0', 'timm':
 VOID = {'meta', 'img', 'br'}
 
 
-def line(series, x, seed, values, *, epochs=5, facet='', data='cats'):
+def line(series, x, seed, values, *, epochs=5, facet='', data='cats', limit=None):
     run = {'model': f'lc_resnet20_16x{x}', 'model_kwargs': {}, 'seed': seed, 'recipe': {**RECIPE, 'epochs': epochs},
-           'data': data, 'images': [50, 10], 'checksum': '0badcafe', 'limit': None}  # fmt: skip
+           'data': data, 'images': [50, 10], 'checksum': '0badcafe', 'limit': limit}  # fmt: skip
     return {'format': 1, 'facet': facet, 'series': series, 'x': x, 'pruned': 0.0, 'run': run, 'where': WHERE,
             'values': values}  # fmt: skip
 
@@ -37,7 +37,9 @@ def results(tmp_path):
         ('learnable', 1): 66.0,
     }
     lines = [line(series, 4, seed, {'accuracy': value}) for (series, seed), value in accuracies.items()]
-    write(tmp_path / 'fig1', *lines, line('learnable', 4, 0, {'accuracy': 11.11}, epochs=1, data='dogs'))
+    fewer_epochs = line('learnable', 4, 0, {'accuracy': 11.11}, epochs=1, data='dogs')
+    fewer_images = [line('learnable', 4, seed, {'accuracy': 22.22}, limit=40) for seed in range(len(lines) + 1)]
+    write(tmp_path / 'fig1', *lines, fewer_epochs, *fewer_images)
     filters = [[[[0.1] * 3] * 3] * 3] * 16
     write(tmp_path / 'fig14', line('learnable', 1, 0, {'filters': filters}, facet='k = 3'))
     return tmp_path
@@ -126,9 +128,10 @@ def test_markdown_links_to_what_is_there(pages, results):
     assert set(re.findall(r'\]\(#(.*?)\)', pages[0])) == headings
 
 
-def test_results_of_most_epochs_are_shown(pages):
+def test_results_of_most_epochs_and_images_are_shown(pages):
     for page in pages:
         assert '11.11' not in page
+        assert '22.22' not in page
         assert 'dogs' not in page
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,9 @@ def run_reproduce(args: argparse.Namespace) -> None:
     chosen = {name: getattr(args, name) for name in names}
     options = Options(args.data, **_training(args), **chosen, train_dirs=tuple(args.train_dirs))
     if args.list:
-        print('\n'.join(list_experiments(experiments or list(EXPERIMENTS.values()), options)))
+        _print_each(list_experiments(experiments or list(EXPERIMENTS.values()), options))
     elif args.dry_run:
-        print('\n'.join(list_runs(experiments, options)))
+        _print_each(list_runs(experiments, options))
     elif not reproduce(experiments, options):
         print('stopped when the time was up; the same command goes on')
 
@@ -136,6 +137,12 @@ def _training(args: argparse.Namespace) -> dict[str, Any]:
     speed = Speed(**{name: getattr(best, name) if value is None else value for name, value in chosen.items()})
     recipe = Recipe(args.epochs, args.batch_size, args.lr, l1=getattr(args, 'l1', 0.0))
     return {'recipe': recipe, 'device': device, 'speed': speed}
+
+
+def _print_each(lines: Iterable[str]) -> None:
+    """Print each line as soon as it is known: all may take minutes."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def _values(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ of the same run.
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,14 @@ def setting_of(run: dict[str, Any]) -> str:
 
 
 def settings(lines: Iterable[Line]) -> list[str]:
-    """Return the settings of trained lines: most epochs first, then most lines."""
+    """Return the settings of trained lines: most epochs first, then most images, then most lines."""
     found = [setting_of(line['run']) for line in lines]
-    known = {setting for setting in found if setting}
-    return sorted(known, key=lambda setting: (json.loads(setting)['epochs'], found.count(setting)), reverse=True)
+
+    def rank(setting: str) -> tuple[float, ...]:
+        content = json.loads(setting)
+        return content['epochs'], content['limit'] or math.inf, found.count(setting)
+
+    return sorted({setting for setting in found if setting}, key=rank, reverse=True)
 
 
 def collect(experiment: Experiment, lines: Iterable[Line], setting: str) -> Cells:

@@ -139,7 +139,8 @@ def train(
     start = _resume(directory, model, optimizer)
     if start < recipe.epochs:
         images = images.map(lambda tensor: tensor.to(device))
-        trained = torch.compile(model, mode='reduce-overhead') if speed.compile else model
+        # two graphs, for steps and for validation: their sizes differ, which else would make one of variable size
+        trained = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
         saved = time.monotonic()
         with tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar:
             for epoch in range(start, recipe.epochs):
