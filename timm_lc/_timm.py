@@ -16,6 +16,7 @@ __all__ = [
     'record_arguments',
     'replace_arguments',
     'save_config',
+    'source_of',
 ]
 
 # What timm's factory passes beside the arguments that make a network what it is
@@ -39,6 +40,13 @@ def replace_arguments(model: nn.Module, forgotten: tuple[str, ...], given: dict[
     """Remove and add, in place, keyword arguments of those that build `model` again."""
     kept = {key: value for key, value in getattr(model, '_model_args', {}).items() if key not in forgotten}
     model._model_args = {**kept, **given}
+
+
+def source_of(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return a config that names the weights in a local folder, where timm before 1.0.26 cannot read safetensors."""
+    weights = Path(pretrained_cfg.get('file') or '', 'model.safetensors')
+    is_folder = pretrained_cfg.get('source') == 'local-dir' and weights.is_file()
+    return {**pretrained_cfg, 'source': 'file', 'file': str(weights)} if is_folder else pretrained_cfg
 
 
 def save_config(model: nn.Module, path: Path, *, model_config: dict[str, Any], model_args: dict[str, Any]) -> None:
