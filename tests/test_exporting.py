@@ -95,7 +95,7 @@ def network(name, **kwargs):
 
 
 def random_images(model, count=3, size=None):
-    channels = getattr(model, 'in_chans', 3)
+    channels = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d)).in_channels
     size = size or model.pretrained_cfg['input_size'][-1]
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(9))
 
@@ -106,7 +106,7 @@ def assert_same_logits(actual, expected):
 
 
 @pytest.fixture(scope='module')
-def elsewhere(tmp_path_factory):
+def elsewhere(tmp_path_factory, stock_folders):
     """Export all networks once, and run them in one process without this package; return (there, here)."""
     root = tmp_path_factory.mktemp('elsewhere')
     jobs, here = {}, {}
@@ -166,7 +166,7 @@ def test_fine_tuning_begins_as_stock_timm_does_from_the_plain_export(key, elsewh
 
 
 @pytest.mark.parametrize('key', ['frozen', 'shared'])
-def test_fine_tuning_is_that_of_stock_timm_with_frozen_filters(key, tmp_path):
+def test_fine_tuning_is_that_of_stock_timm_with_frozen_filters(key, tmp_path, stock_folders):
     source = network('lc_test_resnet', num_classes=10, **FINE_TUNED[key])
     export(source, 'plain', tmp_path / 'plain')
     timm_lc.save_pretrained(source, tmp_path / 'saved')

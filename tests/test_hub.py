@@ -183,7 +183,7 @@ torch.save(logits, {str(tmp_path / 'logits.pt')!r})
     torch.testing.assert_close(plain, own, rtol=1e-4, atol=1e-5)
 
 
-def test_the_card_s_code_runs(hub, images):
+def test_the_card_s_code_runs(hub, images, stock_folders):
     model = build(name='lc_test_resnet', num_classes=4)
     push_to_hub(model, NAME, plain=True)
     own, _, plain = python(files_of(hub)['README.md'].decode())
@@ -291,7 +291,7 @@ def test_sparse_and_dtype_reach_the_file(hub, images):
 # The stock form
 
 
-def test_plain_puts_the_stock_form_into_a_folder(hub, images):
+def test_plain_puts_the_stock_form_into_a_folder(hub, images, stock_folders):
     model = build(name='lc_test_resnet', num_classes=4)
     push_to_hub(model, NAME, plain=True)
     push_to_hub(model, NAME, plain=True)

@@ -89,7 +89,7 @@ def test_pretrained_weights_are_refused_where_there_are_none():
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'share_weights': True, 'recycle': 4}, {'expansion': 2}])
-def test_a_checkpoint_loads_with_other_classes_and_channels_as_the_stock_network_does(kwargs, tmp_path):
+def test_a_checkpoint_loads_with_other_classes_and_channels_as_the_stock_network_does(kwargs, tmp_path, stock_folders):
     torch.manual_seed(0)
     model = timm.create_model('lc_test_resnet', num_classes=10, **kwargs)
     timm.models.save_for_hf(model, tmp_path / 'lc', model_args={'num_classes': 10, **kwargs}, safe_serialization=True)

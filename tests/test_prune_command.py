@@ -107,7 +107,7 @@ def test_a_file_that_does_not_tell_its_architecture(model, tmp_path):
     assert same(load_model(tmp_path / 'out'), prune_pointwise(model, 0.5))
 
 
-def test_a_stock_network_is_stored_dense(tmp_path, capsys, stock):
+def test_a_stock_network_is_stored_dense(tmp_path, capsys, stock, stock_folders):
     folder = save_pretrained(stock('test_efficientnet'), tmp_path / 'stock')
     assert main(['prune', str(folder), '--amount', '0.5', '--output', str(tmp_path / 'out')]) == 0
     assert 'dense, as stock networks load no other form' in capsys.readouterr().out

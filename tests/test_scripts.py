@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import timm
+from packaging.version import Version
 
 from timm_lc import scripts
 from timm_lc.cli import main
 
-TAG = max(scripts.CHECKSUMS, key=lambda version: [int(part) for part in version.split('.')])
+NEWEST = max(scripts.CHECKSUMS, key=Version)
+TAG = max((tag for tag in scripts.CHECKSUMS if Version(tag) <= Version(timm.__version__)), key=Version)
 REPORT = """
 import json, multiprocessing, os, signal, sys
 
@@ -199,7 +201,7 @@ def test_error_names_each_place_and_the_fix(nowhere, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ('installed', 'version'), [('1.0.24', '1.0.24'), ('1.0.27.dev0', '1.0.26'), ('1.0.99', TAG), ('2.1.0', TAG)]
+    ('installed', 'version'), [('1.0.24', '1.0.24'), ('1.0.27.dev0', '1.0.26'), ('1.0.99', NEWEST), ('2.1.0', NEWEST)]
 )
 def test_download_is_not_newer_than_the_installed_timm(nowhere, monkeypatch, installed, version):
     monkeypatch.setattr(timm, '__version__', installed)

@@ -17,7 +17,8 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     if not getattr(model, 'pretrained_cfg', None):
         raise ValueError(f'`model` must come from timm.create_model: a {type(model).__name__} tells no input size')
     channels, height, width = model.pretrained_cfg['input_size']
-    return getattr(model, 'in_chans', channels), height, width
+    stem = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), channels)
+    return getattr(model, 'in_chans', stem), height, width  # which timm tells from 1.0.31 on
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
