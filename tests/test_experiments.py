@@ -3,9 +3,11 @@
 import copy
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -20,6 +22,10 @@ from torchvision.transforms import functional
 from timm_lc.cli import main
 from timm_lc.experiments import trainer
 from timm_lc.experiments.data import Images, augment, load_images
+from timm_lc.experiments.files import lock, read_lines
+from timm_lc.experiments.parallel import in_parallel
+from timm_lc.experiments.results import load, merge
+from timm_lc.experiments.runs import complete
 from timm_lc.experiments.trainer import Recipe, Run, epoch_draws, evaluate, learning_rate, train
 
 CPU = torch.device('cpu')
@@ -209,9 +215,103 @@ def test_penalty_makes_pointwise_weights_smaller(images, tmp_path):
 
 
 def test_training_leaves_the_given_images_and_random_state_alone(images, tmp_path):
-    before = copy.deepcopy(images)
+    before, state = copy.deepcopy(images), torch.get_rng_state()
     train(RUN, images, tmp_path, CPU)
     assert torch.equal(images.train, before.train)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_other_precision_does_not_go_on_with_a_run(images, tmp_path):
+    with pytest.raises(trainer.OutOfTime):
+        train(RUN, images, tmp_path, CPU, deadline=0)
+    with pytest.raises(ValueError, match=r'`amp` must be False, as when .* was begun, got True'):
+        train(RUN, images, tmp_path, CPU, trainer.Speed(amp=True))
+
+
+@pytest.mark.parametrize('content', [b'junk', b'', b'{}'])
+def test_damaged_state_is_named(images, tmp_path, content):
+    with pytest.raises(trainer.OutOfTime):
+        train(RUN, images, tmp_path, CPU, deadline=0)
+    (tmp_path / 'state.pt').write_bytes(content)
+    with pytest.raises(ValueError, match=r'state\.pt is damaged: .*; without it the run begins anew'):
+        train(RUN, images, tmp_path, CPU)
+
+
+def test_refused_run_leaves_the_folder_to_the_next(images, tmp_path):
+    diverging = Run('lc_resnet_cifar', KWARGS, recipe=Recipe(epochs=1, batch_size=16, lr=1e30))
+    for run in (Run('lc_resnet_cifar', {**KWARGS, 'foo': 1}, recipe=RUN.recipe), diverging):
+        with pytest.raises((TypeError, ValueError), match=r'foo|`lr` 1e\+30: the loss of epoch 1 is nan'):
+            train(run, images, tmp_path, CPU)
+    train(RUN, images, tmp_path, CPU)
+
+
+def test_network_that_does_not_take_the_images_is_named(images, tmp_path):
+    run = Run('lc_inception_v3', recipe=Recipe(batch_size=16))
+    with pytest.raises(ValueError, match=r'`model` lc_inception_v3 \{\} does not take images of 3 x 16 x 16'):
+        train(run, images, tmp_path / 'run', CPU)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_channel_of_one_value_trains(images, tmp_path):
+    flat = images.map(lambda tensor: tensor.clone())
+    flat.train[:, 1] = flat.validation[:, 1] = 7
+    assert math.isfinite(train(RUN, flat, tmp_path, CPU))
+
+
+def test_run_is_trained_by_one_process_at_a_time(images, tmp_path):
+    with lock(tmp_path / 'run'), pytest.raises(trainer.OutOfTime):
+        complete(RUN, images, tmp_path / 'run', CPU, deadline=0)
+    assert complete(RUN, images, tmp_path / 'run', CPU)['seed'] == RUN.seed
+
+
+def test_several_processes_lose_no_line(tmp_path):
+    run = {'model': 'm', 'model_kwargs': {}, 'recipe': {}, 'data': 'd', 'limit': None}
+    lines = [
+        {
+            'format': 1,
+            'facet': '',
+            'series': '',
+            'x': 1,
+            'pruned': 0,
+            'run': {**run, 'seed': seed},
+            'where': {},
+            'values': {},
+        }
+        for seed in range(40)
+    ]
+    assert len(list(in_parallel(merge, [(tmp_path, [line]) for line in lines], 2))) == 40
+    assert sorted(line['run']['seed'] for line in load(tmp_path)) == list(range(40))
+
+
+def test_dead_process_is_told():
+    with pytest.raises(ChildProcessError, match='the process of a run died'):
+        list(in_parallel(os._exit, [(1,), (1,)], 2))
+
+
+def test_error_in_a_process_is_passed_on_and_ends_the_others():
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r'math domain|nonnegative'):
+        list(in_parallel(_sleep_or_fail, [(60,), (-1,)], 2))
+    assert time.monotonic() - begun < 45
+
+
+def _sleep_or_fail(seconds):
+    time.sleep(math.sqrt(seconds) ** 2)
+
+
+@pytest.mark.parametrize(
+    ('text', 'found'), [('{"a": 1}\n{"a": 2}', [1, 2]), ('{"a": 1}\n{"a": ', [1]), ('', []), ('{"a": 1}\n', [1])]
+)
+def test_last_line_is_left_out_only_if_it_was_cut_off(tmp_path, text, found):
+    (tmp_path / 'lines').write_text(text)
+    assert [line['a'] for line in read_lines(tmp_path / 'lines')] == found
+
+
+@pytest.mark.parametrize('text', ['{"a": \n{"a": 1}\n', '[]\n', '5'])
+def test_damaged_lines_are_named(tmp_path, text):
+    (tmp_path / 'lines').write_text(text)
+    with pytest.raises(ValueError, match='lines is damaged'):
+        read_lines(tmp_path / 'lines')
 
 
 def test_image_folder_is_read(tree):
@@ -252,6 +352,13 @@ def test_unreadable_image_is_named(tree):
         load_images(str(root))
 
 
+def test_images_of_16_bits_are_refused(tree):
+    root = tree()
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(root / 'train/cat/0.png')
+    with pytest.raises(ValueError, match=r'cannot read .*cat.0\.png: its pixels must have 8 bits a channel'):
+        load_images(str(root))
+
+
 def test_bad_arguments_are_named(images, tmp_path):
     with pytest.raises(ValueError, match=r"`data` must be one of cifar10, cifar100, digits or a folder .* got 'mnist'"):
         load_images('mnist')
@@ -259,6 +366,11 @@ def test_bad_arguments_are_named(images, tmp_path):
         load_images('digits', limit=0)
     with pytest.raises(ValueError, match='`epochs` must be a positive integer, got 0'):
         Recipe(epochs=0)
+    for recipe in ({'lr': -1}, {'lr': math.nan}, {'l1': -1}):
+        with pytest.raises(ValueError, match=r'must be .*number, got (-1|nan)'):
+            Recipe(**recipe)
+    with pytest.raises(ValueError, match=r'`seed` must be an integer in \[0, 2\*\*32\), got -1'):
+        Run('lc_resnet_cifar', seed=-1)
     with pytest.raises(ValueError, match='`batch_size` 256 must not exceed the 72 training images'):
         train(Run('lc_resnet_cifar', KWARGS), images, tmp_path, CPU)
 

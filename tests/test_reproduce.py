@@ -1,12 +1,15 @@
 """The catalogue against the paper's axes and printed numbers; figures made from nothing, shared, never repeated."""
 
+import dataclasses
 import json
 import math
+import shutil
 import statistics
 
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from timm_lc.analysis.statistics import mean_and_std, paired_interval
@@ -14,6 +17,7 @@ from timm_lc.cli import main
 from timm_lc.experiments import runs
 from timm_lc.experiments.catalogue import EXPERIMENTS, find
 from timm_lc.experiments.experiment import FROZEN, GAP, LEARNABLE
+from timm_lc.experiments.measures import MEASURES
 
 
 @pytest.fixture
@@ -96,10 +100,17 @@ def test_printed_numbers_are_the_papers():
     assert all(p.series == GAP for p in EXPERIMENTS['fig3'].printed)
 
 
-@pytest.mark.parametrize(('name', 'nearest'), [('figure1', 'fig1'), ('tab2', 'table2'), ('fig99', 'fig9')])
+@pytest.mark.parametrize(
+    ('name', 'nearest'), [('figure1', 'fig1'), ('tab2', 'table2'), ('fig99', 'fig9'), ('Table 1', 'table1')]
+)
 def test_unknown_experiment_suggests_the_nearest(name, nearest):
     with pytest.raises(ValueError, match=f'unknown experiment {name!r}; did you mean {nearest}'):
         find(name)
+
+
+def test_figure_of_no_numbers_is_told():
+    with pytest.raises(ValueError, match='fig5 is a drawing of the LC-Block'):
+        find('figure 5')
 
 
 def test_intervals_are_students():
@@ -126,7 +137,7 @@ def test_a_figure_is_made_from_nothing_and_no_run_is_repeated(reproduce, monkeyp
         assert f'| {mean:.2f} ± ' in row
     assert f'| {means[FROZEN] - means[LEARNABLE]:+.2f} |' in row
     assert '91.89 ± 0.10' in table
-    assert {path.suffix for path in (results / 'fig1').iterdir()} == {'.jsonl', '.md', '.png', '.svg'}
+    assert {path.suffix for path in (results / 'fig1').glob('[!.]*')} == {'.jsonl', '.md', '.png', '.svg'}
 
     monkeypatch.setattr(runs, 'train', None)  # from here on nothing is trained
     before = (results / 'fig1' / 'runs.jsonl').read_text()
@@ -134,6 +145,104 @@ def test_a_figure_is_made_from_nothing_and_no_run_is_repeated(reproduce, monkeyp
     assert (results / 'fig1' / 'runs.jsonl').read_text() == before
     reproduce('fig6', '--runs', '2', '--values', '1')  # of the same networks
     assert len(lines(results / 'fig6')) == 4
+
+
+def trained_network(tmp_path, series):
+    """Return the network behind a series of figure 1, and the validation images, both read without our code."""
+    (folder,) = [
+        path.parent
+        for path in tmp_path.glob('output/runs/*/run.json')
+        if ('false' in json.dumps(json.loads(path.read_text())['run']['model_kwargs'])) == (series == LEARNABLE)
+    ]
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    images = [
+        np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / 'images' / split).glob('*/*.png'))])
+        for split in ('train', 'validation')
+    ]
+    pixels = torch.from_numpy(images[1]).permute(0, 3, 1, 2).double() / 255
+    return model, pixels, images[0].mean((0, 1, 2)) / 255, images[0].std((0, 1, 2)) / 255
+
+
+def test_robust_accuracy_is_of_the_definition(reproduce, tmp_path):
+    (line,) = lines(reproduce('fig4', '--runs', '1', '--values', '1', '--only', 'learnable') / 'fig4')
+    model, pixels, mean, std = trained_network(tmp_path, LEARNABLE)
+    model, labels = model.double(), torch.tensor([0] * 4 + [1] * 4)
+    pixels.requires_grad_()
+    mean, std = (torch.from_numpy(values).view(3, 1, 1) for values in (mean, std))
+    torch.nn.functional.cross_entropy(model((pixels - mean) / std), labels).backward()
+    attacked = (pixels.detach() + pixels.grad.sign() / 255).clamp(0, 1)
+    right = model((attacked - mean) / std).argmax(1) == labels
+    assert line['values']['fgsm'] == 100 * right.double().mean().item()
+
+
+def test_pointwise_weights_are_counted_by_layer(reproduce, tmp_path):
+    (line,) = lines(reproduce('fig16', '--values', '1', '--only', 'frozen') / 'fig16')
+    model, *_ = trained_network(tmp_path, FROZEN)
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters() if 'pointwise' in name}
+    counted = line['values']['pointwise']
+    for name, values in weights.items():
+        layer = counted[name.removesuffix('.weight')]
+        assert layer['range'] == np.abs(values).max()
+        assert abs(np.histogram(values, 51, (-layer['range'], layer['range']))[0] - layer['counts']).sum() <= 2
+
+
+def test_accuracy_is_measured_after_pruning(reproduce, tmp_path, monkeypatch):
+    seen = []
+
+    def accuracy(model, images):
+        weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim == 4])
+        seen.append((weights == 0).double().mean().item())
+        return {'accuracy': 50.0}
+
+    monkeypatch.setitem(MEASURES, 'accuracy', accuracy)
+    small = [dataclasses.replace(v, model='lc_resnet20_16x1') for v in EXPERIMENTS['fig19'].variants]
+    monkeypatch.setitem(EXPERIMENTS, 'fig19', dataclasses.replace(EXPERIMENTS['fig19'], variants=tuple(small)))
+    reproduce('fig19', '--runs', '1', '--values', '0.5,0.9', '--only', 'lambda = 0 ')
+    assert sorted(seen) == pytest.approx([0.5, 0.9], abs=0.001)
+
+
+def test_several_jobs_make_the_same_figure(reproduce, capsys):
+    results = reproduce('fig1', '--runs', '1', '--values', '1', '--jobs', '2')
+    assert {line['series'] for line in lines(results / 'fig1')} == {FROZEN, LEARNABLE}
+    assert {line['where']['threads'] for line in lines(results / 'fig1')} == {1}
+    assert 'fig1: results/fig1/table.md' in capsys.readouterr().out
+
+
+def test_runs_stop_when_the_time_is_up(reproduce, capsys):
+    results = reproduce('fig1', '--runs', '1', '--values', '1', '--max-minutes', '0')
+    assert not (results / 'fig1' / 'runs.jsonl').exists()
+    assert 'stopped when the time was up' in capsys.readouterr().out
+    assert len(lines(reproduce('fig1', '--runs', '1', '--values', '1') / 'fig1')) == 2
+
+
+def test_list_tells_runs_and_times(reproduce, capsys):
+    reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'frozen')
+    capsys.readouterr()
+    reproduce('fig1', 'fig4', '--runs', '1', '--values', '1', '--list')
+    _, fig1, fig4, every, source = capsys.readouterr().out.splitlines()
+    assert fig1.split()[:3] == ['fig1', '2', '1']
+    assert fig4.split()[:3] == ['fig4', '2', '1']
+    assert every.split()[:3] == ['all', '2', '1']
+    assert 'timed steps' in source
+
+
+def test_command_in_the_table_makes_it(reproduce, tmp_path, monkeypatch):
+    results = reproduce('fig1', '--runs', '1', '--seed', '3', '--lr', '0.02', '--values', '1', '--only', 'frozen')
+    command = (results / 'fig1' / 'table.md').read_text().split('`')[1]
+    assert command == 'timm-lc reproduce fig1 --data images --epochs 1 --seed 3 --batch-size 8 --lr 0.02 --runs 1'
+    monkeypatch.setattr(runs, 'train', None)
+    before = (results / 'fig1' / 'runs.jsonl').read_text()
+    assert main([*command.split()[1:], '--values', '1', '--only', 'frozen', '--device', 'cpu']) == 0
+    assert (results / 'fig1' / 'runs.jsonl').read_text() == before
+
+
+def test_other_images_of_the_same_name_are_refused(reproduce, tmp_path, capsys):
+    reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'frozen')
+    path = tmp_path / 'images/train/class0/0.png'
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(SystemExit, match='2'):
+        reproduce('fig1', '--runs', '1', '--values', '1')
+    assert 'holds results of other images named images' in capsys.readouterr().err
 
 
 def test_shards_are_disjoint_and_complete(reproduce, capsys):
@@ -151,6 +260,12 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
     runs.mkdir(parents=True)
     (runs / 'args.yaml').write_text('model: lc_resnet18\nmodel_kwargs: {}\nseed: 42\nbatch_size: 256\nlr: 0.005\n')
     (runs / 'summary.csv').write_text('epoch,eval_top1,eval_top5\n0,10.0,20.0\n1,36.0,59.0\n')
+    for name, kwargs, epochs in (('shared', '{share_weights: true}', 2), ('unfinished', '{}', 3)):
+        (tmp_path / 'trained' / name).mkdir()
+        (tmp_path / 'trained' / name / 'args.yaml').write_text(
+            f'model: lc_resnet18\nmodel_kwargs: {kwargs}\nseed: 43\nepochs: {epochs}\n'
+        )
+        shutil.copy(runs / 'summary.csv', tmp_path / 'trained' / name)
     results = reproduce('table2', '--train-dirs', 'trained')
     commands = (results / 'table2' / 'commands.sh').read_text()
     assert commands.count('\ntrain ') == 14
@@ -163,9 +278,15 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
     ('arguments', 'text'),
     [
         (['fig99'], 'did you mean fig9'),
-        (['fig1', '--values', '3'], 'its values are 1, 2, 4'),
+        (['fig1', '--values', '1,3'], '`values` must be of the axis, got 3; the axis has 1, 2, 4, 8, 16'),
+        (['fig1', '--values', '1', '--only', 'frozen 2'], 'its values are 1, 2, 4'),
         (['fig1', '--epochs', '0'], '`epochs` must be a positive integer, got 0'),
-        (['fig1', '--runs', '0'], 'runs'),
+        (['fig1', '--runs', '0'], '`runs` must be a positive integer, got 0'),
+        (['fig1', '--limit', '-5', '--list'], '`limit` must be a positive integer, got -5'),
+        (['fig1', '--jobs', '0', '--dry-run'], '`jobs` must be a positive integer, got 0'),
+        (['fig1', '--max-minutes', 'nan'], '`max_minutes` must be 0 or a positive number, got nan'),
+        (['fig1', '--output', 'images/train/class0/0.png/results'], 'Not a directory'),
+        (['fig1', '--device', 'meta'], '`--device meta`'),
         (['fig1', '--shard', '4/3'], 'shard'),
         (['fig1', '--data', 'nowhere'], 'nowhere'),
         (['table2', '--train-dirs', 'images'], 'no summary.csv'),

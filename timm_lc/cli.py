@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.subparser.error(f'unrecognized arguments: {" ".join(script_arguments)}')
     try:
         args.handler(args)
-    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, ConnectionError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
         args.subparser.error(str(error))
     except KeyboardInterrupt:
         return 130

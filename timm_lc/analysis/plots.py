@@ -132,15 +132,15 @@ def mosaics(panels: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], colu
 
 
 def heat_maps(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], label: str) -> Any:
-    """Return a figure of matrices: rows of (title, matrix), in one scale of colours from 0."""
-    matrices = [matrix for _, row in rows for _, matrix in row]
+    """Return a figure of matrices: rows of (title, matrix), in one scale of colours."""
+    values = np.concatenate([matrix.ravel() for _, row in rows for _, matrix in row])
     width = max(len(row) for _, row in rows)
     figure, grid = _subplots(len(rows), width, (2.4 * width + 1, 2.5 * len(rows)))
     for axes in grid.flat:
         axes.set_axis_off()
     for row_axes, (name, row) in zip(grid, rows, strict=True):
         for axes, (title, matrix) in zip(row_axes, row, strict=False):
-            image = axes.imshow(matrix, vmin=0, vmax=max(matrix.max() for matrix in matrices), cmap='viridis')
+            image = axes.imshow(matrix, vmin=values.min(), vmax=values.max(), cmap='viridis')
             axes.set_title(f'{name}\n{title}')
     figure.colorbar(image, ax=grid, label=label, shrink=0.8)
     return figure

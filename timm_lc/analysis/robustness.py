@@ -113,4 +113,7 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def _limit(adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
     """Return the nearest images within `epsilon` of `images` and within [0, 1]."""
-    return torch.min(torch.max(adversarial, images - epsilon), images + epsilon).clamp(0, 1).detach()
+    exact = images.double()
+    limited = adversarial.detach().double().clamp(exact - epsilon, exact + epsilon).clamp(0, 1).to(images.dtype)
+    is_beyond = (limited.double() - exact).abs() > epsilon  # by rounding
+    return torch.where(is_beyond, torch.nextafter(limited, images), limited)

@@ -67,6 +67,8 @@ def find(name: str) -> Experiment:
     """
     if name not in EXPERIMENTS:
         plain = re.sub(r'^(fig|tab)\D*', lambda match: {'fig': 'fig', 'tab': 'table'}[match[1]], name.lower())
+        if plain == 'fig5':
+            raise ValueError('fig5 is a drawing of the LC-Block: there is nothing to run')
         near = [plain] if plain in EXPERIMENTS else difflib.get_close_matches(name, EXPERIMENTS, n=1, cutoff=0.5)
         hint = f'; did you mean {near[0]}?' if near else '; `timm-lc reproduce --list` shows all'
         raise ValueError(f'unknown experiment {name!r}{hint}')

@@ -1,6 +1,7 @@
 """The commands `timm-lc cifar` and `timm-lc reproduce`: their arguments, and what they do."""
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +20,7 @@ def add_cifar_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--output',
         type=Path,
-        default=Path('output/cifar'),
-        help='folder of a folder for each run (default: %(default)s)',
+        help='folder of a folder for each run (default: output/cifar/MODEL)',
     )
 
 
@@ -64,10 +64,13 @@ def run_cifar(args: argparse.Namespace) -> None:
     settings = _training(args)
     if args.runs < 1:
         raise ValueError(f'`--runs` must be a positive integer, got {args.runs}')
+    if fixed := args.model_kwargs.keys() & {'num_classes', 'in_chans'}:
+        raise ValueError(f'`--model-kwargs` must leave {", ".join(sorted(fixed))} to `--data`')
+    output = args.output or Path('output/cifar', args.model)
     images, accuracies = load_images(args.data, limit=args.limit), []
     runs = [Run(args.model, args.model_kwargs, args.seed + index, settings['recipe']) for index in range(args.runs)]
     where = settings['device'], settings['speed']
-    tasks = [(run, images, args.output / f'seed{run.seed}', *where) for run in runs]
+    tasks = [(run, images, output / f'seed{run.seed}', *where) for run in runs]
     for values in in_parallel(complete, tasks, args.jobs):
         accuracies.append(values['accuracy'])
         print(f'seed {values["seed"]}: {values["accuracy"]:.2f} % after {values["seconds"]:.0f} s')
@@ -82,6 +85,9 @@ def run_reproduce(args: argparse.Namespace) -> None:
     from timm_lc.experiments.planning import Options, list_experiments, list_runs
     from timm_lc.experiments.reproduce import reproduce
 
+    for library in ('matplotlib', 'scipy'):
+        if importlib.util.find_spec(library) is None:
+            raise ModuleNotFoundError(f"figures and intervals need {library}: pip install 'timm_lc[plots]'")
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')
@@ -129,7 +135,7 @@ def _training(args: argparse.Namespace) -> dict[str, Any]:
 
     try:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'`--device {args.device}`: {str(error).splitlines()[0]}') from None
     best = Speed.best_for(device)

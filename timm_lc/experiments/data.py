@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
@@ -47,7 +48,8 @@ class Images:
         values = torch.arange(256, device=pixels.device).double() / 255
         mean = (counts * values).sum(1, keepdim=True) / pixels.shape[1]
         variance = (counts * (values - mean).square()).sum(1) / pixels.shape[1]
-        return mean[:, 0].float(), variance.sqrt().float()
+        std = variance.sqrt()
+        return mean[:, 0].float(), std.where(std > 0, 1.0).float()  # a channel of one value becomes 0
 
     @functools.cached_property
     def checksum(self) -> str:
@@ -113,7 +115,12 @@ def _cifar(name: str, root: Path) -> Images:
     from torchvision import datasets
 
     dataset: Any = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name]
-    splits = [dataset(root, train=train, download=True) for train in (True, False)]
+    try:
+        splits = [dataset(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f'`data` {name}: torchvision cannot download it to {root.resolve()}: {error}; `data` may also be {_FORMAT}'
+        ) from error
     tensors = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in splits]
     return Images(name, splits[0].classes, *tensors[0], *tensors[1])
 
@@ -150,8 +157,8 @@ def _read(split: Any, root: Path) -> tuple[Tensor, Tensor]:
     images: list[Tensor] = []
     for path, _ in tqdm(split.samples, desc=f'reading {split.root}', unit='image', disable=None):
         try:
-            images.append(_pixels(split.loader(path)))
-        except OSError as error:
+            images.append(_pixels(_open(path)))
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f'`data` {root}: cannot read {path}: {error}') from error
         if images[-1].shape != images[0].shape:
             sizes = tuple(images[0].shape), tuple(images[-1].shape)
@@ -159,7 +166,14 @@ def _read(split: Any, root: Path) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(split.targets)
 
 
-def _pixels(image: Any) -> Tensor:
+def _open(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        if image.mode[0] in 'IF':
+            raise OSError(f'its pixels must have 8 bits a channel, got those of mode {image.mode}')
+        return image.convert('RGB')
+
+
+def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

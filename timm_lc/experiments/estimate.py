@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from timm_lc.experiments.files import read_lines, write_text
+from timm_lc.experiments.files import read_json, read_lines, write_text
 from timm_lc.experiments.trainer import METRICS, RUN, Run, Speed, describe_device
 
 __all__ = ['Estimator', 'duration']
@@ -34,8 +34,7 @@ class Estimator:
     def __init__(self, runs_dir: Path, device: torch.device, speed: Speed) -> None:
         self.runs_dir, self.device, self.speed = runs_dir, device, speed
         self.name = f'{describe_device(device)}, {torch.get_num_threads()} threads'
-        path = runs_dir / TIMINGS
-        self.timed: dict[str, float] = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        self.timed: dict[str, float] = read_json(runs_dir / TIMINGS)
         self.finished = self._finished()
 
     def total(self, runs: list[Run], images: int) -> float:
@@ -60,7 +59,7 @@ class Estimator:
         """Return seconds per image of networks that were trained on this device."""
         found: dict[str, list[float]] = {}
         for path in self.runs_dir.glob(f'*/{RUN}'):
-            facts = json.loads(path.read_text(encoding='utf-8'))
+            facts = read_json(path)
             run, where = facts['run'], facts['where']
             if f'{where["device"]}, {where["threads"]} threads' == self.name:
                 seconds = [line['seconds'] / run['images'][0] for line in read_lines(path.with_name(METRICS))]

@@ -1,18 +1,35 @@
-"""Files that an interruption leaves whole: text that appears at once, and JSON lines."""
+"""Files that an interruption leaves whole, and that several processes may write: text, JSON, JSON lines, locks."""
 
+import contextlib
 import json
+import math
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ['append_line', 'read_lines', 'write_lines', 'write_text']
+from filelock import FileLock
+
+__all__ = ['append_line', 'lock', 'read_json', 'read_lines', 'write_lines', 'write_text']
+
+
+def lock(path: Path, deadline: float = math.inf) -> FileLock:
+    """Return a lock of a file or folder, to hold in a `with` statement while it is read and written.
+
+    Args:
+        path: Beside it the lock's file stays; its folder is made if need be.
+        deadline: Time of `time.monotonic` after which to wait no longer and raise `filelock.Timeout`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    timeout = -1 if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+    return FileLock(path.with_name(f'.{path.name}.lock'), timeout)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears only when whole, and its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     partial.write_text(text, encoding='utf-8')
     partial.replace(path)
 
@@ -30,7 +47,36 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, {} if there is none.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{path} is damaged: it must hold an object, got {type(found).__name__}')
+    return found
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSON-lines file, [] if there is none; one cut off by an interruption is left out."""
-    text = path.read_text(encoding='utf-8') if path.is_file() else ''
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
+    """Return the objects of a JSON-lines file, [] if there is none; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: If it is damaged otherwise.
+    """
+    try:
+        *lines, last = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']
+        found = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
+    with contextlib.suppress(ValueError):
+        found.append(json.loads(last))  # whole, but for its end
+    if not all(isinstance(line, dict) for line in found):
+        raise ValueError(f'{path} is damaged: each line must hold an object')
+    return found

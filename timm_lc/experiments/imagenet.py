@@ -14,6 +14,8 @@ from timm_lc.checkpoint import train_arguments
 from timm_lc.experiments.experiment import Experiment, Variant
 from timm_lc.experiments.files import write_text
 from timm_lc.experiments.results import Line, make_line
+from timm_lc.folding import LC_ARGUMENTS
+from timm_lc.models._build import LCOptions
 
 __all__ = ['collect_runs', 'stock_results', 'write_commands']
 
@@ -91,20 +93,36 @@ def _arguments(variant: Variant) -> str:
 def _read_run(experiment: Experiment, path: Path) -> Iterable[Line]:
     """Yield the lines of one run, none if it is of another network."""
     args = train_arguments(path, {})
-    frozen = (args.get('model_kwargs') or {}).get('freeze_spatial', True)
+    variants = [variant for variant in experiment.variants if _is_of(args, variant)]
+    if not variants:
+        return
+    epochs = args.get('epochs') or 1
     with path.open(encoding='utf-8', newline='') as file:
         rows = list(csv.DictReader(file))
-    for variant in experiment.variants:
-        if rows and variant.model == args.get('model') and variant.model_kwargs.get('freeze_spatial', True) == frozen:
-            last = rows[-1]
-            values = {'top1': float(last['eval_top1']), 'top5': float(last['eval_top5'])}
-            yield make_line(variant, _describe(args, len(rows)), {}, values)
+    if len(rows) < epochs:
+        print(f'{path}: left out, {len(rows)} of {epochs} epochs are finished')
+        return
+    try:
+        values = {name: float(rows[-1][f'eval_{name}']) for name in ('top1', 'top5')}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} does not tell top-1 and top-5 of the last epoch: {error!r}') from error
+    for variant in variants:
+        yield make_line(variant, _describe(args, len(rows)), {}, values)
+
+
+def _is_of(args: dict[str, Any], variant: Variant) -> bool:
+    """Return whether a run trained the network of a variant, whatever the seed of its filters."""
+    given, wanted = (
+        LCOptions(**{name: value for name, value in kwargs.items() if name in LC_ARGUMENTS and name != 'seed'})
+        for kwargs in (args.get('model_kwargs') or {}, variant.model_kwargs)
+    )
+    return args.get('model') == variant.model and given == wanted
 
 
 def _describe(args: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """Return what a line says of a run, as of those of our own trainer."""
+    """Return what a line says of a run; batch size and learning rate depend on the number of processes."""
     data = Path(args.get('data_dir') or args.get('data') or '').name
-    recipe = {'epochs': epochs, 'batch_size': args.get('batch_size'), 'lr': args.get('lr'), 'l1': 0.0}
+    recipe = {'epochs': epochs, 'l1': 0.0}
     kwargs = args.get('model_kwargs') or {}
     about = {'model': args.get('model'), 'model_kwargs': kwargs, 'seed': args.get('seed', 0), 'recipe': recipe}
     return {**about, 'data': data, 'limit': None}

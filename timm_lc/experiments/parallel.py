@@ -1,8 +1,11 @@
 """Several runs at once, each in a process of its own."""
 
 import itertools
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
@@ -15,25 +18,28 @@ def in_parallel(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], 
 
     Raises:
         ValueError: If `jobs` is not positive.
+        ChildProcessError: If a process dies. Other errors are those of `function`; any of them ends all processes.
     """
     if jobs < 1:
         raise ValueError(f'`jobs` must be a positive integer, got {jobs}')
     if jobs == 1:
         yield from itertools.starmap(function, tasks)
         return
+    threads = max(1, torch.get_num_threads() // jobs)
     context = torch.multiprocessing.get_context('spawn')
-    with context.Pool(jobs, _prepare, (max(1, torch.get_num_threads() // jobs),)) as pool:
-        yield from pool.imap_unordered(_Starred(function), tasks)
-
-
-class _Starred:
-    """A function of a tuple of arguments, which can be pickled."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, task: tuple[Any, ...]) -> Any:
-        return self.function(*task)
+    with ProcessPoolExecutor(jobs, context, _prepare, (threads,)) as pool:
+        try:
+            for future in as_completed([pool.submit(function, *task) for task in tasks]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                'the process of a run died, perhaps for lack of memory; what was finished is kept, and the same '
+                f'command goes on, perhaps with fewer than {jobs} `--jobs`'
+            ) from error
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _prepare(threads: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from timm_lc.experiments.data import DATA
 from timm_lc.experiments.estimate import Estimator, duration
 from timm_lc.experiments.experiment import Experiment, Variant
 from timm_lc.experiments.results import RUNS, Line, describe, load
@@ -58,8 +59,14 @@ class Options:
     train_dirs: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise ValueError(f'`runs` must be a positive integer, got {self.runs}')
+        for name in ('runs', 'jobs', 'limit'):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f'`{name}` must be a positive integer, got {value}')
+        if not self.max_minutes >= 0:
+            raise ValueError(f'`max_minutes` must be 0 or a positive number, got {self.max_minutes}')
+        if self.data not in DATA and not Path(self.data).is_dir():
+            raise ValueError(f'`data` must be one of {", ".join(DATA)} or a folder, got {self.data!r}')
         try:
             re.compile(self.only)
         except re.error as error:
@@ -124,6 +131,9 @@ def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
     Raises:
         ValueError: If no variant of an experiment is left.
     """
+    places = list(dict.fromkeys(str(variant.x) for experiment in experiments for variant in experiment.variants))
+    if unknown := ', '.join(value for value in options.values if value not in places):
+        raise ValueError(f'`values` must be of the axis, got {unknown}; the axis has {", ".join(places)}')
     found: dict[str, tuple[Run, list[tuple[Experiment, Variant]]]] = {}
     points = [(experiment, variant) for experiment in experiments for variant in chosen(experiment, options)]
     for seed in range(options.seed, options.seed + options.runs):

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from timm_lc.experiments.experiment import Experiment, Variant
-from timm_lc.experiments.files import read_lines, write_lines
+from timm_lc.experiments.files import lock, read_lines, write_lines
 from timm_lc.experiments.trainer import Run
 
 __all__ = ['FORMAT', 'RUNS', 'Cells', 'collect', 'describe', 'load', 'make_line', 'merge', 'setting_of', 'settings']
 
 FORMAT = 1
 RUNS = 'runs.jsonl'
+_PARTS = {'facet', 'series', 'x', 'pruned', 'run', 'where', 'values'}
+_TRAINED = {'model', 'model_kwargs', 'seed', 'recipe', 'data', 'limit'}
 
 Line = dict[str, Any]
 Cells = dict[tuple[str, Any, str], dict[str, dict[int, Any]]]
@@ -43,21 +45,23 @@ def load(directory: Path) -> list[Line]:
         ValueError: If it was written by another version, or is damaged.
     """
     path = directory / RUNS
-    try:
-        lines = read_lines(path)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is damaged: {error}') from error
-    for line in lines:
+    lines = read_lines(path)
+    for number, line in enumerate(lines, 1):
         if line.get('format') != FORMAT:
             found = line.get('format')
             raise ValueError(f'{path} was written by another version: its format is {found}, this one reads {FORMAT}')
+        run = line.get('run')
+        parts = _TRAINED if isinstance(run, dict) and run.get('seed') is not None else {'seed'}
+        if not (line.keys() >= _PARTS and isinstance(run, dict) and parts <= run.keys()):
+            raise ValueError(f'{path} is damaged: line {number} is not whole')
     return lines
 
 
 def merge(directory: Path, lines: Iterable[Line]) -> list[Line]:
     """Add lines to a folder's `runs.jsonl`, replacing those of the same runs; return all."""
-    merged = {_identity(line): line for line in [*load(directory), *lines]}
-    write_lines(directory / RUNS, merged.values())
+    with lock(directory / RUNS):
+        merged = {_identity(line): line for line in [*load(directory), *lines]}
+        write_lines(directory / RUNS, merged.values())
     return list(merged.values())
 
 

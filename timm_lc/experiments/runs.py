@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from torch import nn
 
 from timm_lc.checkpoint import load_model
 from timm_lc.experiments.data import Images
-from timm_lc.experiments.files import read_lines, write_text
+from timm_lc.experiments.files import lock, read_json, read_lines, write_text
 from timm_lc.experiments.measures import MEASURES
-from timm_lc.experiments.trainer import METRICS, RUN, STATE, Run, Speed, claim, train
+from timm_lc.experiments.trainer import METRICS, RUN, STATE, OutOfTime, Run, Speed, claim, train
 from timm_lc.pruning import prune_pointwise
 
 __all__ = ['complete', 'folder_of', 'known_values', 'measure_run', 'run_facts']
@@ -38,13 +39,12 @@ def known_values(directory: Path) -> dict[str, Any]:
 
     Keys are `seed`, `accuracy` (percent), `seconds`, and measures as `measure_run` names them.
     """
-    path = directory / VALUES
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    return read_json(directory / VALUES)
 
 
 def run_facts(directory: Path) -> dict[str, Any]:
     """Return what a run is and where it was trained: the keys `run` and `where`."""
-    return json.loads((directory / RUN).read_text(encoding='utf-8'))
+    return read_json(directory / RUN)
 
 
 def complete(
@@ -56,20 +56,27 @@ def complete(
     *,
     deadline: float = math.inf,
 ) -> dict[str, Any]:
-    """Train, unless the run is finished; return its values. Arguments and errors are those of `train`."""
+    """Train, unless the run is finished; return its values. Arguments and errors are those of `train`.
+
+    While another process trains the run, this one waits.
+    """
     speed = speed or Speed.best_for(device)
-    values = known_values(directory)
-    if values:
-        claim(directory, run, images, device, speed)
-        return values
-    if speed.compile:
-        torch.compiler.reset()  # what was compiled for another network counts against the limit of recompilations
-    accuracy = train(run, images, directory, device, speed, deadline=deadline)
-    seconds = sum(line['seconds'] for line in read_lines(directory / METRICS))
-    values = {'seed': run.seed, 'accuracy': accuracy, 'seconds': round(seconds, 1)}
-    _record(directory, values)
-    (directory / STATE).unlink(missing_ok=True)  # to resume from, and twice the size of the checkpoint
-    return values
+    try:
+        with lock(directory, deadline):
+            values = known_values(directory)
+            if values:
+                claim(directory, run, images, device, speed)
+                return values
+            if speed.compile:
+                torch.compiler.reset()  # what was compiled for other networks counts against the limit
+            accuracy = train(run, images, directory, device, speed, deadline=deadline)
+            seconds = sum(line['seconds'] for line in read_lines(directory / METRICS))
+            values = {'seed': run.seed, 'accuracy': accuracy, 'seconds': round(seconds, 1)}
+            _record(directory, values)
+            (directory / STATE).unlink(missing_ok=True)  # to resume from, and twice the size of the checkpoint
+            return values
+    except Timeout as error:
+        raise OutOfTime from error
 
 
 def measure_run(
@@ -84,16 +91,17 @@ def measure_run(
         device: Where to measure.
         amount: Share of pointwise weights to prune before, in [0, 1).
     """
-    values = known_values(directory)
     model: nn.Module | None = None
-    for measure in measures:
-        key = f'{measure} pruned {amount:g}' if amount else measure
-        if key not in values:
-            if model is None:
-                model = _load(directory, amount).to(device)
-                images = images.map(lambda tensor: tensor.to(device))
-            values[key] = MEASURES[measure](model, images)
-            _record(directory, values)
+    with lock(directory):
+        values = known_values(directory)
+        for measure in measures:
+            key = f'{measure} pruned {amount:g}' if amount else measure
+            if key not in values:
+                if model is None:
+                    model = _load(directory, amount).to(device)
+                    images = images.map(lambda tensor: tensor.to(device))
+                values[key] = MEASURES[measure](model, images)
+                _record(directory, values)
     merged: dict[str, Any] = {}
     for measure in measures:
         value = values[f'{measure} pruned {amount:g}' if amount else measure]

@@ -11,6 +11,7 @@ from timm_lc.experiments.figures import draw
 from timm_lc.experiments.files import write_text
 from timm_lc.experiments.results import Line, collect, load, setting_of
 from timm_lc.experiments.tables import markdown, table
+from timm_lc.experiments.trainer import Recipe
 
 __all__ = ['Section', 'facts', 'make_section', 'write_section']
 
@@ -57,8 +58,8 @@ def make_section(experiment: Experiment, directory: Path, setting: str) -> Secti
     return Section(experiment, lines, rows, draw(experiment, cells), len(cells))
 
 
-def write_section(section: Section, output: Path) -> None:
-    """Write `table.md`, and the figure as PNG and SVG, into the experiment's folder below `output`."""
+def write_section(section: Section, output: Path) -> Path:
+    """Write `table.md`, which is returned, and the figure as PNG and SVG, below `output` / id."""
     name = section.experiment.id
     made = [f'- {fact}: {text}' for fact, text in facts(section.lines)] or ['Nothing of ours is measured yet.']
     text = [f'# {section.title}', '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
@@ -66,6 +67,7 @@ def write_section(section: Section, output: Path) -> None:
     if section.figure is not None:
         for suffix in ('png', 'svg'):
             save(section.figure, output / name / f'{name}.{suffix}')
+    return output / name / 'table.md'
 
 
 def facts(lines: Iterable[Line]) -> list[tuple[str, str]]:
@@ -91,15 +93,23 @@ def _command(section: Section) -> str:
     trained = [line['run'] for line in section.lines if line['run']['seed'] is not None]
     if not trained or section.experiment.stock:
         return command
-    recipe, seeds = trained[0]['recipe'], {run['seed'] for run in trained}
-    limit = '' if trained[0]['limit'] is None else f' --limit {trained[0]["limit"]}'
-    return f'{command} --data {trained[0]["data"]}{limit} --epochs {recipe["epochs"]} --runs {len(seeds)}'
+    recipe, first, last = trained[0]['recipe'], *(end(run['seed'] for run in trained) for end in (min, max))
+    options = {'limit': (trained[0]['limit'], None), 'epochs': (recipe['epochs'], None), 'seed': (first, 0)}
+    options |= {name: (recipe[name], getattr(Recipe, name)) for name in ('batch_size', 'lr')}
+    options['runs'] = last - first + 1, None
+    given = [f'--{name.replace("_", "-")} {value}' for name, (value, usual) in options.items() if value != usual]
+    return ' '.join([command, '--data', trained[0]['data'], *given])
 
 
 def _recipe(run: dict[str, Any]) -> str:
     recipe = run['recipe']
-    epochs = f'{recipe["epochs"]} epoch{"s"[: recipe["epochs"] > 1]}'
-    return f'{epochs}, batch size {recipe["batch_size"]}, learning rate {recipe["lr"]}'
+    parts = [f'{recipe["epochs"]} epoch{"s"[: recipe["epochs"] > 1]}']
+    parts += [
+        f'{text} {recipe[name]}'
+        for name, text in (('batch_size', 'batch size'), ('lr', 'learning rate'))
+        if name in recipe
+    ]
+    return ', '.join(parts)
 
 
 def _data(run: dict[str, Any]) -> str:

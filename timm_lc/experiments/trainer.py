@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from timm_lc.checkpoint import save_pretrained
+from timm_lc.checkpoint import read_checkpoint, save_pretrained
 from timm_lc.experiments.data import Images, augment
-from timm_lc.experiments.files import append_line, read_lines, write_lines, write_text
+from timm_lc.experiments.files import append_line, read_json, read_lines, write_lines, write_text
 
 __all__ = [
     'METRICS',
@@ -78,6 +78,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f'`lr` must be a positive number, got {self.lr!r}')
+        if not 0 <= self.l1 < math.inf:
+            raise ValueError(f'`l1` must be 0 or a positive number, got {self.l1!r}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,10 @@ class Run:
     model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f'`seed` must be an integer in [0, 2**32), got {self.seed!r}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,22 +135,26 @@ def train(
         deadline: Time of `time.monotonic` that no epoch should end after.
 
     Raises:
-        ValueError: If `directory` holds another run, or there are fewer images than a batch.
+        ValueError: If `directory` holds another run, there are fewer images than a batch, or the network does not
+            take them.
         OutOfTime: If another epoch would end after `deadline`.
     """
     recipe, speed = run.recipe, speed or Speed.best_for(device)
     steps = len(images.train) // recipe.batch_size
     if not steps:
         raise ValueError(f'`batch_size` {recipe.batch_size} must not exceed the {len(images.train)} training images')
-    claim(directory, run, images, device, speed)
     model, optimizer = _create(run, images, device, speed)
-    start = _resume(directory, model, optimizer)
+    claim(directory, run, images, device, speed)
+    start = _resume(directory, model, optimizer, speed)
     if start < recipe.epochs:
         images = images.map(lambda tensor: tensor.to(device))
         # two graphs, for steps and for validation: their sizes differ, which else would make one of variable size
         trained = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
-        saved = time.monotonic()
-        with tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar:
+        saved, fastest = time.monotonic(), math.inf
+        with (
+            torch.random.fork_rng(),
+            tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar,
+        ):
             for epoch in range(start, recipe.epochs):
                 bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{recipe.epochs}')
                 started = time.monotonic()
@@ -150,7 +162,8 @@ def train(
                 line.update(evaluate(trained, images, speed), seconds=round(time.monotonic() - started, 3))
                 bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
                 append_line(directory / METRICS, line)
-                is_last, is_late = epoch + 1 == recipe.epochs, time.monotonic() + line['seconds'] > deadline
+                fastest = min(fastest, line['seconds'])  # the first epoch may compile
+                is_last, is_late = epoch + 1 == recipe.epochs, time.monotonic() + fastest > deadline
                 if is_last or is_late or time.monotonic() > saved + SAVE_SECONDS:
                     _save_state(directory, model, optimizer, epoch + 1)
                     saved = time.monotonic()
@@ -238,6 +251,11 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
         model = timm.create_model(run.model, **arguments).to(device)
     if speed.channels_last:
         model.to(memory_format=torch.channels_last)
+    try:
+        evaluate(model, images.map(lambda tensor: tensor[:2].to(device)), speed)
+    except (RuntimeError, IndexError) as error:
+        size = ' x '.join(map(str, images.train.shape[1:]))
+        raise ValueError(f'`model` {run.model} {run.model_kwargs} does not take images of {size}: {error}') from error
     penalty = {'opt': 'l1sgd', 'l1': recipe.l1} if recipe.l1 else {'opt': 'sgd'}
     optimizer = create_optimizer_v2(
         list(model.parameters()), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **penalty
@@ -246,7 +264,7 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
 
 
 def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
-    """Write `run.json` into a new folder, or check that the folder is of this run.
+    """Write `run.json` into a folder without a trained network, or check that the folder is of this run.
 
     Raises:
         ValueError: If it is of another run, or of other images.
@@ -254,12 +272,12 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
     path = directory / RUN
     sizes = [len(images.train), len(images.validation)]
     what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
-    if path.is_file():
-        known = json.loads(path.read_text(encoding='utf-8'))['run']
-        if known != what:
-            differing = [key for key in what if known.get(key) != what[key]]
-            raise ValueError(f'`output` {directory} holds another run: {", ".join(differing)} differ')
+    known = read_json(path).get('run', {})
+    if known == what:
         return
+    if any((directory / name).is_file() for name in (STATE, METRICS)):
+        differing = [key for key in what if known.get(key) != what[key]]
+        raise ValueError(f'{directory} holds another run: {", ".join(differing)} differ; give another folder')
     machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
     where = {**machine, **versions(), **dataclasses.asdict(speed)}
     write_text(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
@@ -280,15 +298,21 @@ def describe_device(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _resume(directory: Path, model: nn.Module, optimizer: Any) -> int:
+def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> int:
     """Load the state of an interrupted run, if there is one; return the number of finished epochs."""
     path = directory / STATE
     if not path.is_file():
         (directory / METRICS).unlink(missing_ok=True)
         return 0
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    model.load_state_dict(state['model'])
-    optimizer.load_state_dict(state['optimizer'])
+    begun = read_json(directory / RUN)['where'].get('amp')
+    if begun != speed.amp:
+        raise ValueError(f'`amp` must be {begun}, as when {directory} was begun, got {speed.amp}')
+    try:
+        state = read_checkpoint(path)
+        model.load_state_dict(state['model'])
+        optimizer.load_state_dict(state['optimizer'])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f'{path} is damaged: {error!r}; without it the run begins anew') from error
     finished = [line for line in read_lines(directory / METRICS) if line['epoch'] <= state['epoch']]
     write_lines(directory / METRICS, finished)
     return int(state['epoch'])
