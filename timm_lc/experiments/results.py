@@ -74,12 +74,12 @@ def setting_of(run: dict[str, Any]) -> str:
 
 
 def settings(lines: Iterable[Line]) -> list[str]:
-    """Return the settings of trained lines: most epochs first, then most images, then most lines."""
+    """Return the settings of trained lines: most epochs first, then most lines, then most images."""
     found = [setting_of(line['run']) for line in lines]
 
     def rank(setting: str) -> tuple[float, ...]:
         content = json.loads(setting)
-        return content['epochs'], content['limit'] or math.inf, found.count(setting)
+        return content['epochs'], found.count(setting), content['limit'] or math.inf
 
     return sorted({setting for setting in found if setting}, key=rank, reverse=True)
 

@@ -26,6 +26,7 @@ class Section:
         rows: Header and rows of the table; [] where a figure of pictures shows all.
         figure: As matplotlib draws it, or None.
         measured: Points that have a value of ours.
+        hidden: Number of results of other recipes or images.
     """
 
     experiment: Experiment
@@ -33,6 +34,7 @@ class Section:
     rows: list[list[str]]
     figure: Any
     measured: int
+    hidden: int
 
     @property
     def title(self) -> str:
@@ -41,8 +43,10 @@ class Section:
 
     @property
     def remarks(self) -> list[str]:
-        """What the paper says in words, and notes of ours."""
-        return [f'The paper, {text}.' for text in self.experiment.says] + list(self.experiment.notes)
+        """What the paper says in words, notes of ours, and what is left out."""
+        said = [f'The paper, {text}.' for text in self.experiment.says]
+        left_out = [f'{self.hidden} results of other recipes or images are not shown.'] if self.hidden else []
+        return [*said, *self.experiment.notes, *left_out]
 
     def markdown(self) -> list[str]:
         """Return the lines of the table and the remarks, each after an empty one."""
@@ -52,10 +56,11 @@ class Section:
 
 def make_section(experiment: Experiment, directory: Path, setting: str) -> Section:
     """Return the section of what `directory` holds of one setting; `results.settings` lists them."""
-    lines = [line for line in load(directory) if setting_of(line['run']) in ('', setting)]
+    known = load(directory)
+    lines = [line for line in known if setting_of(line['run']) in ('', setting)]
     cells = collect(experiment, lines, setting)
     rows = table(experiment, cells) if experiment.values else []
-    return Section(experiment, lines, rows, draw(experiment, cells), len(cells))
+    return Section(experiment, lines, rows, draw(experiment, cells), len(cells), len(known) - len(lines))
 
 
 def write_section(section: Section, output: Path) -> Path:
@@ -103,7 +108,8 @@ def _command(section: Section) -> str:
 
 def _recipe(run: dict[str, Any]) -> str:
     recipe = run['recipe']
-    parts = [f'{recipe["epochs"]} epoch{"s"[: recipe["epochs"] > 1]}']
+    usual = '' if recipe['epochs'] == Recipe.epochs or 'lr' not in recipe else f' (the paper: {Recipe.epochs})'
+    parts = [f'{recipe["epochs"]} epoch{"s"[: recipe["epochs"] > 1]}{usual}']
     parts += [
         f'{text} {recipe[name]}'
         for name, text in (('batch_size', 'batch size'), ('lr', 'learning rate'))
