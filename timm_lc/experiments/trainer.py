@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from timm_lc.checkpoint import read_checkpoint, save_pretrained
+from timm_lc.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
 from timm_lc.experiments.data import Images, augment
 from timm_lc.experiments.files import append_line, read_json, read_lines, write_lines, write_text
 
@@ -251,7 +251,7 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
         model = timm.create_model(run.model, **arguments).to(device)
     if speed.channels_last:
         model.to(memory_format=torch.channels_last)
-    try:
+    try:  # before anything is written
         evaluate(model, images.map(lambda tensor: tensor[:2].to(device)), speed)
     except (RuntimeError, IndexError) as error:
         size = ' x '.join(map(str, images.train.shape[1:]))
@@ -264,7 +264,7 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
 
 
 def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
-    """Write `run.json` into a folder without a trained network, or check that the folder is of this run.
+    """Write `run.json` into a folder, or check that the network in it, trained or half-trained, is of this run.
 
     Raises:
         ValueError: If it is of another run, or of other images.
@@ -272,12 +272,12 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
     path = directory / RUN
     sizes = [len(images.train), len(images.validation)]
     what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
-    known = read_json(path).get('run', {})
-    if known == what:
-        return
-    if any((directory / name).is_file() for name in (STATE, METRICS)):
+    if any((directory / name).is_file() for name in (STATE, WEIGHTS)):
+        known = read_json(path).get('run', {})
         differing = [key for key in what if known.get(key) != what[key]]
-        raise ValueError(f'{directory} holds another run: {", ".join(differing)} differ; give another folder')
+        if differing:
+            raise ValueError(f'{directory} holds another run: {", ".join(differing)} differ; give another folder')
+        return
     machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
     where = {**machine, **versions(), **dataclasses.asdict(speed)}
     write_text(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
