@@ -155,8 +155,8 @@ def test_deviations_are_percent_or_many_times(tmp_path):
     assert main(['report', str(tmp_path)]) == 0
     rows = (tmp_path / 'table3' / 'table.md').read_text().splitlines()
     freezing, baseline = (next(row for row in rows if f'| {name} |' in row) for name in steps)
-    assert '| 3,570.0 | 35.7 ± 0.2 | 100 times | 90.5 | 82.3 ± 0.1 | +10.0 % |' in freezing
-    assert '| 71.4 | 35.7 ± 0.1 | +100.0 % | 62.0 | 124.0 ± 1.5 | -50.0 % |' in baseline
+    assert '| 3,570.0 | 35.7 ± 0.180 | 100 times | 90.5 | 82.3 ± 0.092 | +10.0 % |' in freezing
+    assert '| 71.4 | 35.7 ± 0.145 | +100.0 % | 62.0 | 124.0 ± 1.490 | -50.0 % |' in baseline
 
 
 def test_folder_without_results_is_refused(tmp_path, capsys):

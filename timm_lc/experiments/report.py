@@ -18,7 +18,8 @@ ABOUT = (
     'Rethinking 1x1 Convolutions: Can we train CNNs with Frozen Random Filters? (Gavrikov and Keuper, 2023), made with '
     "timm_lc. Columns headed 'paper' are what its text and tables print, 'deviation' is ours less the paper's; hollow "
     "marks in figures are the paper's too. Of an experiment with results of several recipes, those of most epochs are "
-    'shown, and of these the most complete.'
+    'shown, and of these the most complete. Random filters are the same in all runs (filter seed 0); training seeds '
+    'draw learned weights, order and augmentation.'
 )
 HEAD = f"""\
 <!doctype html>

@@ -101,7 +101,8 @@ def _beside(ours: Sequence[float], paper: Printed | None, value: Value, sign: st
         return [NONE, NONE]
     low, high = paper.low, paper.low if paper.high is None else paper.high
     text = _range(low, high, f'{sign},.{value.digits}f')
-    text += f' ± {paper.std:.{value.digits}f}' if paper.std is not None else ''
+    digits = 3 if value.relative else value.digits  # as printed
+    text += f' ± {paper.std:.{digits}f}' if paper.std is not None else ''
     if not ours:
         return [text, NONE]
     mean = mean_and_std(ours)[0]

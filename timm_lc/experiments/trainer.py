@@ -1,5 +1,7 @@
 """The paper's CIFAR training (appendix C), exactly: 75 epochs of SGD on images that live on the device.
 
+Where it is silent, an incomplete last batch is left out, and the learning rate falls with each step, not each epoch.
+
 All randomness of an epoch, order and augmentation, is a function of (seed, epoch), and the state after an epoch is
 saved: a run that was killed goes on with the same weights, to the bit on a CPU with as many threads.
 """
