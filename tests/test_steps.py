@@ -71,7 +71,8 @@ def test_steps_are_networks_that_are_built_and_saved(tmp_path):
     }
     for title, (model, form) in models.items():
         counts, step = count_parameters(model), steps[title]
-        assert (step.total, step.nonzero, step.learnable) == (counts.total, counts.nonzero, counts.learnable)
+        assert (step.total, step.learnable) == (counts.total, counts.learnable)
+        assert step.nonzero == pytest.approx(counts.nonzero, abs=5)  # a few weights may be drawn as 0
         path = save_pretrained(model, tmp_path / title, **form) / 'model.safetensors'
         assert step.bytes == pytest.approx(path.stat().st_size, abs=100)  # a layer's zeros vary with its weights
 
