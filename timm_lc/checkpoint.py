@@ -22,7 +22,7 @@ from timm.models import clean_state_dict
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from ._timm import save_config
+from ._timm import save_config, source_of
 from .card import MARKER, model_card
 from .counting import count_parameters
 from .filters import VERSION
@@ -121,7 +121,7 @@ def _load_folder(path: Path, model_kwargs: dict[str, Any]) -> nn.Module:
         json.loads(config.read_text(encoding='utf-8'))['architecture']
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{config} does not tell the architecture of a timm model: {error}') from error
-    weights = {'source': 'file', 'file': str(path)}  # which reads safetensors before timm 1.0.26 too
+    weights = source_of({'source': 'local-dir', 'file': str(path.parent)})
     return timm.create_model(
         f'local-dir:{path.parent}', pretrained=True, pretrained_cfg_overlay=weights, **model_kwargs
     ).eval()

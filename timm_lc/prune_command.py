@@ -67,9 +67,10 @@ def _measure(args: argparse.Namespace, model: Any, weights: Path) -> None:
     """Print the accuracy at each share, and write the table and the figure of a sweep."""
     import torch
 
+    from .analysis.plots import check_figures
     from .checkpoint import WEIGHTS
     from .evaluation import folder_loader
-    from .sweep import check_figures, sweep, write_sweep
+    from .sweep import sweep, write_sweep
 
     if args.amounts:
         check_figures()

@@ -1,7 +1,6 @@
 """Accuracy of a trained network over the pruned share of its pointwise weights (appendix H, figure 19)."""
 
 import copy
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .analysis.plots import Curve, Panel, curves, save
+from .analysis.plots import Curve, Panel, check_figures, curves, save
 from .counting import count_parameters
 from .evaluation import accuracy, predict
 from .experiments.files import write_text
 from .pruning import check_amount, pointwise_sparsity, prune_pointwise
 
-__all__ = ['Point', 'check_figures', 'sweep', 'write_sweep']
+__all__ = ['Point', 'sweep', 'write_sweep']
 
 
 class Point(NamedTuple):
@@ -78,12 +77,6 @@ def write_sweep(points: Sequence[Point], stem: Path, **about: Any) -> list[Path]
         save(figure, partial)
         partial.replace(path)
     return [table, *drawings]
-
-
-def check_figures() -> None:
-    """Raise `ModuleNotFoundError` if there is no matplotlib to draw with."""
-    if importlib.util.find_spec('matplotlib') is None:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'timm_lc[plots]'")
 
 
 def _point(model: nn.Module, amount: float, batches: Iterator[Any], device: torch.device) -> Point:

@@ -3,6 +3,7 @@
 Each function returns a matplotlib figure that no window or global state knows of; `save` writes it.
 """
 
+import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ __all__ = [
     'Curve',
     'Histogram',
     'Panel',
+    'check_figures',
     'curves',
     'heat_maps',
     'histograms',
@@ -90,6 +92,13 @@ class Histogram:
     counts: Sequence[int]
     limit: float
     style: int = 0
+
+
+def check_figures() -> None:
+    """Raise `ModuleNotFoundError` if a library is missing that figures and their intervals need."""
+    for library in ('matplotlib', 'scipy'):
+        if importlib.util.find_spec(library) is None:
+            raise ModuleNotFoundError(f"figures need {library}: pip install 'timm_lc[plots]'")
 
 
 def curves(panels: Sequence[Panel], columns: int = 2) -> Any:

@@ -1,7 +1,6 @@
 """The commands `timm-lc cifar` and `timm-lc reproduce`: their arguments, and what they do."""
 
 import argparse
-import importlib.util
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,13 +80,12 @@ def run_cifar(args: argparse.Namespace) -> None:
 
 def run_reproduce(args: argparse.Namespace) -> None:
     """List experiments, show what would run, or run it."""
+    from timm_lc.analysis.plots import check_figures
     from timm_lc.experiments.catalogue import EXPERIMENTS, find
     from timm_lc.experiments.planning import Options, list_experiments, list_runs
     from timm_lc.experiments.reproduce import reproduce
 
-    for library in ('matplotlib', 'scipy'):
-        if importlib.util.find_spec(library) is None:
-            raise ModuleNotFoundError(f"figures and intervals need {library}: pip install 'timm_lc[plots]'")
+    check_figures()
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')

@@ -16,17 +16,8 @@ __all__ = ['draw']
 
 
 def draw(experiment: Experiment, cells: Cells) -> Any:
-    """Return the figure, or None where there is nothing to draw.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    if not (experiment.kind and cells):
-        return None
-    try:
-        return _DRAWINGS[experiment.kind](experiment, cells)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'timm_lc[plots]'") from error
+    """Return the figure, or None where there is nothing to draw."""
+    return _DRAWINGS[experiment.kind](experiment, cells) if experiment.kind and cells else None
 
 
 def _curves(experiment: Experiment, cells: Cells) -> Any:

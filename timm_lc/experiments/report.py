@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm_lc.analysis.plots import svg
+from timm_lc.analysis.plots import check_figures, svg
 from timm_lc.experiments.catalogue import EXPERIMENTS
 from timm_lc.experiments.files import write_text
 from timm_lc.experiments.results import RUNS, load, settings
@@ -48,6 +48,7 @@ def write_report(directory: Path) -> list[Path]:
     Raises:
         ValueError: If there are no results, or another version wrote them.
     """
+    check_figures()
     found = [experiment for experiment in EXPERIMENTS.values() if (directory / experiment.id / RUNS).is_file()]
     if not found:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
