@@ -97,8 +97,9 @@ def test_learning_rate_is_torchs_cosine():
         scheduler.step()
 
 
-def test_an_epoch_is_that_of_a_plain_loop(images, tmp_path):
-    run = Run('lc_resnet_cifar', KWARGS, seed=3, recipe=Recipe(epochs=1, batch_size=16))
+@pytest.mark.parametrize(('drop_last', 'steps'), [(False, 5), (True, 4)])  # of 72 images the last 8 fill no batch
+def test_an_epoch_is_that_of_a_plain_loop(images, tmp_path, drop_last, steps):
+    run = Run('lc_resnet_cifar', KWARGS, seed=3, recipe=Recipe(epochs=1, batch_size=16, drop_last=drop_last))
     torch.manual_seed(3)
     model = timm.create_model('lc_resnet_cifar', num_classes=3, **KWARGS).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, nesterov=True, weight_decay=1e-2)
@@ -107,15 +108,15 @@ def test_an_epoch_is_that_of_a_plain_loop(images, tmp_path):
         (images.train.double() / 255).mean((0, 2, 3)),
         (images.train.double() / 255).std((0, 2, 3), correction=0),
     )
-    for step in range(4):  # of 72 images the last 8 fill no batch
-        indices = range(16 * step, 16 * step + 16)
+    for step in range(steps):
+        indices = range(72)[16 * step : 16 * step + 16]
         batch = []
         for index in indices:
             crop = functional.crop(functional.pad(images.train[order[index]], [4]), *offsets[index], 16, 16)
             image = functional.hflip(crop) if flips[index] else crop
             batch.append(functional.normalize(functional.convert_image_dtype(image), mean.tolist(), std.tolist()))
         labels = images.train_labels[[order[index] for index in indices]]
-        optimizer.param_groups[0]['lr'] = 0.01 * 0.5 * (1 + math.cos(math.pi * step / 4))
+        optimizer.param_groups[0]['lr'] = 0.01 * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
         nn.CrossEntropyLoss(label_smoothing=0.1)(model(torch.stack(batch)), labels).backward()
         optimizer.step()
@@ -372,7 +373,7 @@ def test_bad_arguments_are_named(images, tmp_path):
     with pytest.raises(ValueError, match=r'`seed` must be an integer in \[0, 2\*\*32\), got -1'):
         Run('lc_resnet_cifar', seed=-1)
     with pytest.raises(ValueError, match='`batch_size` 256 must not exceed the 72 training images'):
-        train(Run('lc_resnet_cifar', KWARGS), images, tmp_path, CPU)
+        train(Run('lc_resnet_cifar', KWARGS, recipe=Recipe(drop_last=True)), images, tmp_path, CPU)
 
 
 def test_killed_command_goes_on_to_the_bit(tree, tmp_path, capsys):
