@@ -6,23 +6,30 @@ from pathlib import Path
 import timm_lc
 
 PACKAGE = Path(timm_lc.__file__).parent
-# DESIGN's layout, top to bottom: a file imports only from those above it
+# DESIGN's layout: a folder imports only from those above it, a file only from files above it in its folder
+LAYOUT = {
+    '': ['_timm', 'filters', 'spatial', 'inputs'],
+    'layers': ['frozen', 'packing', 'lc_conv'],
+    'optim': [],
+    'transforms': ['freeze', 'share', 'combine', 'prune', 'fold'],
+    'analysis': ['metrics', 'robustness', 'intervals', 'counting', 'evaluation'],
+    'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
+    'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
+    'training': ['files', 'parallel', 'digits', 'data', 'trainer'],
+    'paper': [
+        'experiment', 'timing', 'measures', 'printed', 'catalogue', 'runs', 'results', 'imagenet', 'tables', 'plots',
+        'figures', 'estimate', 'planning', 'sections', 'reproduce', 'report', 'sizes', 'sweep',
+    ],
+    'commands': ['description', 'demo', '_scripts', '_arguments', 'prune', 'reproduce'],
+    'cli': [],
+    '__main__': [],
+    '__init__': [],
+}  # fmt: skip
 ORDER = [
-    '_timm',
-    'filters', 'spatial', 'frozen', 'packing', 'layers',
-    'freeze', 'sharing', 'convert', 'folding', 'pruning', 'counting',
-    'analysis.metrics', 'analysis.robustness', 'analysis.statistics', 'analysis.plots', 'analysis',
-    'optim',
-    'models._build', 'models.lc_zoo', 'models.lc_resnet_cifar', 'models.lc_lowres', 'models',
-    'inputs', 'usage', 'card', 'checkpoint',
-    'info', 'evaluation', 'exporting', 'hub', 'demo',
-    'experiments.files', 'experiments.parallel',
-    'experiments.data', 'experiments.trainer', 'experiments.experiment', 'experiments.timing',
-    'experiments.measures', 'experiments.printed', 'experiments.catalogue', 'experiments.runs', 'experiments.results',
-    'experiments.imagenet', 'experiments.tables', 'experiments.figures', 'experiments.estimate', 'experiments.planning',
-    'experiments.sections', 'experiments.reproduce', 'experiments.report', 'experiments.commands', 'experiments',
-    'steps', 'sweep', 'scripts', 'commands', 'prune_command', 'cli', '__main__', '__init__',
-]  # fmt: skip
+    name
+    for folder, files in LAYOUT.items()
+    for name in ([f'{folder}.{file}' if folder else file for file in files] + ([folder] if folder else []))
+]
 
 
 def modules():
@@ -39,8 +46,8 @@ def imported(name, node):
     if not node.level:
         root, _, module = (node.module or '').partition('.')
         return [module] if root == 'timm_lc' and module else []
-    package = ['models'] if name == 'models' else name.split('.')[:-1]
-    base = package[: len(package) - node.level + 1] + (node.module.split('.') if node.module else [])
+    package = [name] if LAYOUT.get(name) else []  # only an `__init__` imports from beside itself
+    base = [*package, *(node.module.split('.') if node.module else [])]
     return ['.'.join(base)] if node.module else ['.'.join([*base, alias.name]) for alias in node.names]
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import (
+from timm_lc.commands._arguments import (
     add_export_arguments,
     add_model_kwargs,
     add_push_arguments,
@@ -13,7 +13,7 @@ from .commands import (
     run_export,
     run_push,
 )
-from .prune_command import add_prune_arguments, run_prune
+from timm_lc.commands.prune import add_prune_arguments, run_prune
 
 __all__ = ['main']
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     if 'arguments' in args:  # what a script raises is its own affair
-        from .scripts import run_script
+        from timm_lc.commands._scripts import run_script
 
         run_script(args.script, args.arguments)
     return 0
@@ -55,11 +55,11 @@ def _list(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     known_model(args.model)
     if args.steps:
-        from .steps import steps_page
+        from timm_lc.paper.sizes import steps_page
 
         print(steps_page(args.model, **args.model_kwargs), end='')
         return
-    from .info import describe
+    from timm_lc.commands.description import describe
 
     info = describe(args.model, **args.model_kwargs)
     width = max((len(layer.name) for layer in info.layers), default=5) + 2
@@ -75,32 +75,32 @@ def _info(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     known_model(args.model)
-    from .demo import run
+    from timm_lc.commands.demo import run
 
     run(args)
 
 
 def _cifar(args: argparse.Namespace) -> None:
     known_model(args.model)
-    from .experiments.commands import run_cifar
+    from timm_lc.commands.reproduce import run_cifar
 
     run_cifar(args)
 
 
 def _reproduce(args: argparse.Namespace) -> None:
-    from .experiments.commands import run_reproduce
+    from timm_lc.commands.reproduce import run_reproduce
 
     run_reproduce(args)
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .experiments.report import write_report
+    from timm_lc.paper.report import write_report
 
     print('\n'.join(map(str, write_report(args.directory))))
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .scripts import find_train_script
+    from timm_lc.commands._scripts import find_train_script
 
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument('--model', default='')
@@ -132,7 +132,7 @@ def _script(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .experiments import commands as commands_of
+    from timm_lc.commands import reproduce as commands_of
 
     parser = argparse.ArgumentParser(
         prog='timm-lc', description='Networks that never learn their spatial filters, in timm.'

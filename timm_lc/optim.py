@@ -22,7 +22,7 @@ from timm.optim import OptimInfo, get_optimizer_info, list_optimizers
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._timm import optimizer_registry
+from timm_lc._timm import optimizer_registry
 
 __all__: list[str] = []
 

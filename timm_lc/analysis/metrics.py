@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from timm_lc.layers import LCConv2d
+from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.spatial import is_pointwise, spatial_convolutions
 
 __all__ = [

@@ -10,12 +10,12 @@ from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, r
 from torch import nn
 
 from timm_lc._timm import describe_as, record_arguments, source_of
-from timm_lc.convert import add_linear_combinations
-from timm_lc.folding import LC_ARGUMENTS
-from timm_lc.freeze import freeze_spatial, seed_spatial
-from timm_lc.frozen import freeze_convolution, is_frozen, is_shared, share_convolution
-from timm_lc.packing import accept_packed
-from timm_lc.sharing import share_weights
+from timm_lc.layers.frozen import freeze_convolution, is_frozen, is_shared, share_convolution
+from timm_lc.layers.packing import accept_packed
+from timm_lc.transforms.combine import add_linear_combinations
+from timm_lc.transforms.fold import LC_ARGUMENTS
+from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
+from timm_lc.transforms.share import share_weights
 
 __all__ = ['LCOptions', 'build', 'register']
 

@@ -12,8 +12,8 @@ from typing import Any
 from timm.models import model_entrypoint
 from torch import nn
 
-from ._build import register
-from .lc_resnet_cifar import CIFAR_CFG, create_cifar_resnet
+from timm_lc.models._build import register
+from timm_lc.models.lc_resnet_cifar import CIFAR_CFG, create_cifar_resnet
 
 __all__: list[str] = []
 

@@ -14,8 +14,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 
 from timm_lc._timm import feature_take_indices
-
-from ._build import register
+from timm_lc.models._build import register
 
 __all__ = ['BasicBlock', 'CifarResNet']
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_entrypoint
 
-from ._build import register
+from timm_lc.models._build import register
 
 __all__: list[str] = []
 

@@ -1,0 +1,253 @@
+"""Model cards: metadata that huggingface_hub parses, and a text that says what is frozen."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import timm_lc
+from timm_lc.checkpoints.card import DEFAULTS, MARKER, PAPER, RECIPE, Facts, model_card
+
+ROOT = Path(__file__).parents[2]
+TRAIN_ARGUMENTS = {line.split()[0] for line in (ROOT / 'tests/train_arguments.txt').read_text().splitlines()}
+ARGUMENTS = {
+    'model': 'lc_resnet18', 'model_kwargs': {'share_weights': True}, 'opt': 'lamb', 'opt_kwargs': {}, 'lr': 5e-3,
+    'aa': 'rand-m7-mstd0.5-inc1', 'smoothing': 0.0, 'mixup': 0.1, 'scale': [0.08, 1.0], 'amp': False, 'remode': 'pixel',
+    'decay_epochs': 90, 'val_split': 'validation', 'data_dir': '/secret', 'output': '/secret', 'resume': '/secret',
+    'initial_checkpoint': '/secret', 'wandb_project': 'secret', 'device': 'cuda:3', 'workers': 8, 'world_size': 8,
+}  # fmt: skip
+METRICS = {'epoch': 99, 'train_loss': 1.0, 'eval_loss': 0.9876543, 'eval_top1': 76.1234567, 'eval_top5': 93.5}
+
+
+@pytest.fixture(scope='module')
+def model():
+    return timm.create_model('lc_resnet18', share_weights=True)
+
+
+def card(model, *args, **kwargs):
+    return ModelCard(model_card(model, *args, **kwargs))
+
+
+def recipe(text):
+    return yaml.safe_load(re.search('```yaml\n(.*?)```', text, re.DOTALL).group(1))
+
+
+def test_metadata_is_what_the_hub_reads(model):
+    data = card(model, 'user/name').data
+    assert data.to_dict() == {
+        'library_name': 'timm',
+        'license': 'apache-2.0',
+        'pipeline_tag': 'image-classification',
+        'tags': ['image-classification', 'timm', 'timm_lc'],
+    }
+
+
+def test_metrics_are_a_model_index_in_fractions(model):
+    data = card(model, 'user/name', facts=Facts(ARGUMENTS, METRICS, 'ILSVRC/imagenet-1k')).data
+    assert data.datasets == ['ILSVRC/imagenet-1k']
+    assert data.metrics == ['accuracy']
+    assert data.to_dict()['model-index'] == [
+        {
+            'name': 'name',
+            'results': [
+                {
+                    'task': {'type': 'image-classification'},
+                    'dataset': {'type': 'ILSVRC/imagenet-1k', 'name': 'ILSVRC/imagenet-1k', 'split': 'validation'},
+                    'metrics': [
+                        {'type': 'accuracy', 'value': 0.761235, 'name': 'Top-1 accuracy'},
+                        {'type': 'accuracy', 'value': 0.935, 'name': 'Top-5 accuracy'},
+                    ],
+                }
+            ],
+        }
+    ]
+
+
+def test_results_are_a_table(model):
+    text = model_card(model, facts=Facts(ARGUMENTS, METRICS))
+    assert 'On an image folder, split validation, after 100 epochs:' in text
+    for row in ('| Top-1 accuracy | 76.12 % |', '| Top-5 accuracy | 93.50 % |', '| Loss | 0.9877 |'):
+        assert row in text
+    assert 'Results' not in model_card(model, facts=Facts(ARGUMENTS, {'epoch': 1, 'train_loss': 1.0}))
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'datasets', 'kind'),
+    [
+        ('hfds/user/images', ['user/images'], 'user/images'),
+        ('torch/cifar10', None, 'torch/cifar10'),
+        ('', None, 'imagefolder'),
+    ],
+)
+def test_dataset_is_known_where_train_py_read_it_from_the_hub(model, dataset, datasets, kind):
+    data = card(model, facts=Facts({'dataset': dataset}, METRICS)).data
+    assert data.datasets == datasets
+    assert data.eval_results[0].dataset_type == kind
+
+
+def test_licence_can_be_another(model):
+    made = card(model, facts=Facts(license='cc-by-4.0'))
+    assert made.data.license == 'cc-by-4.0'
+    assert 'Licence: cc-by-4.0.' in made.text
+
+
+def test_recipe_is_a_file_for_train_py_without_paths(model):
+    text = model_card(model, facts=Facts(ARGUMENTS))
+    assert recipe(text) == {
+        'model': 'lc_resnet18', 'device_modules': ['timm_lc'], 'model_kwargs': {'share_weights': True}, 'opt': 'lamb',
+        'lr': 5e-3, 'scale': [0.08, 1.0], 'aa': 'rand-m7-mstd0.5-inc1', 'mixup': 0.1, 'smoothing': 0.0,
+    }  # fmt: skip
+    assert '`python train.py -c recipe.yaml --data-dir DIR` in 8 processes, each of this batch size' in text
+    assert 'from the weights of another network' in text  # --initial-checkpoint
+    assert 'secret' not in text
+    assert 'cuda' not in text
+
+
+def test_recipe_names_arguments_of_train_py():
+    assert set(RECIPE) <= TRAIN_ARGUMENTS
+    assert set(DEFAULTS) <= set(RECIPE)
+
+
+@pytest.mark.parametrize(
+    ('given', 'written', 'is_told'),
+    [
+        ({'model': 'local-dir:/secret/run', 'pretrained': True}, {'model': 'lc_resnet18'}, True),
+        ({'model': 'local-dir:/secret/run'}, {'model': 'lc_resnet18'}, False),
+        (
+            {'model': 'lc_resnet18', 'pretrained': True, 'pretrained_path': '/secret/file'},
+            {'model': 'lc_resnet18'},
+            True,
+        ),
+        ({'model': 'lc_resnet18', 'initial_checkpoint': '/secret/file'}, {'model': 'lc_resnet18'}, True),
+        (
+            {'model': 'hf-hub:user/name', 'pretrained': True},
+            {'model': 'hf-hub:user/name', 'pretrained': True},
+            False,
+        ),
+    ],
+)
+def test_recipe_of_a_network_from_elsewhere(model, given, written, is_told):
+    text = model_card(model, facts=Facts({**given, 'epochs': 5}))
+    assert recipe(text) == {**written, 'device_modules': ['timm_lc'], 'epochs': 5}
+    assert ('Training began from the weights of another network' in text) == is_told
+    assert 'secret' not in text
+
+
+def test_top_5_of_five_classes_is_not_told():
+    model = timm.create_model('lc_test_resnet', num_classes=5)
+    made = card(model, facts=Facts(ARGUMENTS, METRICS))
+    assert [result.metric_name for result in made.data.eval_results] == ['Top-1 accuracy']
+    assert 'Top-5' not in made.text
+
+
+@pytest.mark.parametrize(('in_chans', 'mode'), [(3, 'RGB'), (1, 'L'), (4, None)])
+def test_code_classifies_a_picture(in_chans, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model('lc_test_resnet', in_chans=in_chans, num_classes=4).eval()
+    text = (timm_lc.save_pretrained(model, tmp_path) / 'README.md').read_text()
+    build, *classify = re.findall('```python\n(.*?)```', text, re.DOTALL)
+    assert f'images of {in_chans} x 160 x 160.' in text
+    if mode is None:
+        assert not classify
+        assert 'It takes images as `timm.data.resolve_model_data_config(model)` says.' in text
+        return
+    Image.new(mode, (40, 30), 'gray').save('picture.jpg', quality=100)
+    names = {}
+    exec(build.replace('PATH_OF_THIS_FOLDER', str(tmp_path)) + classify[0], names)
+    image = torch.full((1, in_chans, 160, 160), (128 / 255 - 0.5) / 0.5)  # one grey, which resizing keeps
+    torch.testing.assert_close(names['probabilities'], model(image).softmax(1))
+
+
+@pytest.mark.parametrize('has_onnx', [True, False])
+def test_onnx_is_named_if_it_is_there(has_onnx):
+    model = timm.create_model('lc_resnet20_16x1')
+    text = model_card(model, 'user/name', plain_repo='user/name', has_onnx=has_onnx)
+    assert ('`plain/model.onnx` is the same for ONNX runtimes: input `images`, output `logits`.' in text) == has_onnx
+
+
+def test_counts_are_the_paper_s(model):
+    counts = timm_lc.count_parameters(model)
+    text = model_card(model)
+    assert f'| learned | {counts.learnable:,} |' in text
+    assert f'| all, the shared vector counted once | {counts.total:,} |' in text
+    assert f'| in the file | {counts.stored:,} |' in text
+    assert 'zeros' not in text
+    assert '| all | 11,689,512 |' in model_card(timm.create_model('lc_resnet18'))
+
+
+def test_pruned_weights_are_counted():
+    model = timm.create_model('lc_resnet18')
+    torch.nn.init.zeros_(model.layer2[0].downsample[0].weight)
+    nonzero = timm_lc.count_parameters(model).nonzero
+    assert f'| all but the zeros of pruned 1x1 convolutions | {nonzero:,} |' in model_card(model)
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'said', 'unsaid'),
+    [
+        (
+            'lc_resnet18',
+            {'seed': 3},
+            ['The 17 convolutions', 'not in the file', 'from seed 3 and a record of 352 bits a layer'],
+            ['LC-Block', 'one random vector'],
+        ),
+        ('lc_resnet18', {'share_weights': True}, ['are slices of one random vector'], ['LC-Block']),
+        ('lc_resnet20_16x2', {}, ['Each spatial convolution is an LC-Block'], ['one random']),
+        ('lc_resnet18', {'freeze_spatial': False}, ['Every weight is an ordinary parameter', 'Nothing.'], ['seed']),
+    ],
+)
+def test_what_is_frozen_is_said_in_words(name, kwargs, said, unsaid):
+    text = model_card(timm.create_model(name, **kwargs))
+    assert all(words in text for words in said)
+    assert not any(words in text for words in unsaid)
+
+
+def test_filters_frozen_as_they_were_are_in_the_file():
+    model = timm_lc.freeze_spatial(timm.create_model('test_resnet'), seed=None)
+    text = model_card(model)
+    assert 'keep the filters that they began with' in text
+    assert 'not in the file' not in text
+
+
+def test_stock_networks_need_no_package():
+    text = model_card(timm_lc.fold(timm.create_model('lc_resnet18')), 'user/name')
+    assert 'import timm_lc' not in text
+    assert "timm.create_model('hf-hub:user/name', pretrained=True)" in text
+
+
+def test_citation_is_that_of_the_repository(model):
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['preferred-citation']
+    entry = re.search('```bibtex\n(.*?)```', model_card(model), re.DOTALL).group(1)
+    assert cited['title'] in entry.replace('{', '').replace('}', '')
+    assert ' and '.join(f'{author["family-names"]}, {author["given-names"]}' for author in cited['authors']) in entry
+    assert str(cited['year']) in entry
+    assert cited['url'] == PAPER
+    assert PAPER in entry
+
+
+def test_a_card_depends_on_its_arguments_alone(model):
+    facts = Facts(ARGUMENTS, METRICS)
+    assert model_card(model, 'user/name', facts=facts) == model_card(model, 'user/name', facts=facts)
+
+
+def test_save_pretrained_writes_a_card(model, tmp_path):
+    timm_lc.save_pretrained(model, tmp_path)
+    made = ModelCard.load(tmp_path / 'README.md')
+    assert made.content == model_card(model)
+    assert 'local-dir:PATH_OF_THIS_FOLDER' in made.text
+    made.save(tmp_path / 'README.md')  # as people edit it, ours still
+    timm_lc.save_pretrained(model, tmp_path, card='other')
+    assert (tmp_path / 'README.md').read_text() == 'other'
+    timm_lc.save_pretrained(model, tmp_path)
+    assert (tmp_path / 'README.md').read_text() == 'other'  # without the marker it is somebody else's
+
+
+def test_save_pretrained_can_leave_the_card_out(model, tmp_path):
+    timm_lc.save_pretrained(model, tmp_path, card='')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+    assert MARKER in model_card(model)

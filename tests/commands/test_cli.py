@@ -1,0 +1,118 @@
+"""The command `timm-lc`."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from timm_lc import save_pretrained
+from timm_lc.cli import main
+from timm_lc.training.digits import Digits
+
+
+def test_list_prints_the_names_that_match(capsys):
+    assert main(['list', 'lc_resnet20_16x*']) == 0
+    assert capsys.readouterr().out.split() == [f'lc_resnet20_16x{1 << power}' for power in range(8)]
+
+
+def test_list_takes_part_of_a_name(capsys):
+    assert main(['list', 'wide_resnet50']) == 0
+    assert set(capsys.readouterr().out.split()) == {'lc_wide_resnet50_2', 'lc_lowres_wide_resnet50_2'}
+
+
+def test_info_prints_layers_and_totals(capsys):
+    assert main(['info', 'lc_resnet50']) == 0
+    out = capsys.readouterr().out
+    assert '14,230,376 learnable, 25,557,032 total, 14,230,376 stored' in out
+    assert 'multiply-adds for one 3x224x224 image: 4,089,184,256' in out  # torchvision's published 4.09 G
+    assert len([line for line in out.splitlines() if 'spatial' in line and 'frozen' in line]) == 17
+
+
+def test_info_shows_sharing_and_the_bytes_of_a_checkpoint(capsys, tmp_path):
+    assert main(['info', 'lc_resnet20_16x2', '--model-kwargs', 'share_weights=True', 'recycle=4']) == 0
+    out = capsys.readouterr().out
+    assert 'shared, repeats every' in out
+    model = timm.create_model('lc_resnet20_16x2', share_weights=True, recycle=4)
+    save_pretrained(model, tmp_path)
+    size = (tmp_path / 'model.safetensors').stat().st_size
+    printed = int(out.split('checkpoint: ')[1].split(' bytes')[0].replace(',', ''))
+    assert printed == size
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['info', 'lc_resnet51'], 'did you mean .*lc_resnet50'),
+        (['info', 'lc_resnet18', '--model-kwargs', 'expansion=0'], '`expansion` must be a positive integer, got 0'),
+        (['info', 'lc_resnet18', '--model-kwargs', 'expansion'], 'must be key=value'),
+        (['info', 'lc_resnet18', '--model-kwargs', 'no_such=1'], 'no_such'),
+        (['list', 'nothing'], "no lc_ model matches 'nothing'"),
+        (['demo', '--epochs', '0'], '`--epochs` must be a positive integer, got 0'),
+        (['demo', '--model', 'lc_resnet20_16x9'], 'did you mean'),
+        (['demo', '--data-dir', '/no/such/folder'], r'/no/such/folder has no folder train/'),
+    ],
+)
+def test_bad_input_leaves_with_status_2_and_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert exit_info.value.code == 2
+    assert np.any([__import__('re').search(message, line) for line in capsys.readouterr().err.splitlines()])
+
+
+def write_images(root, classes, count, size=32):
+    random = np.random.default_rng(0)
+    for split in ('train', 'validation'):
+        for label in range(classes):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 60, (size, size, 3)) + 150 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
+
+
+def test_demo_refuses_a_single_class(tmp_path, capsys):
+    write_images(tmp_path, classes=1, count=2)
+    with pytest.raises(SystemExit):
+        main(['demo', '--data-dir', str(tmp_path)])
+    assert 'two or more classes' in capsys.readouterr().err
+
+
+def test_demo_refuses_a_folder_without_images(tmp_path, capsys):
+    for split in ('train', 'validation'):
+        (tmp_path / split / '0').mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(['demo', '--data-dir', str(tmp_path)])
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_demo_trains_saves_reloads_and_folds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('timm_lc.commands.demo.os.cpu_count', lambda: 0)
+    write_images(tmp_path / 'images', classes=2, count=40)
+    argv = ['demo', '--model', 'lc_resnet20_16x1', '--epochs', '2', '--data-dir', str(tmp_path / 'images')]
+    assert main([*argv, '--output', str(tmp_path / 'out')]) == 0
+    out = capsys.readouterr().out
+    assert '80 images of 2 classes, 80 held out' in out
+    assert '100.00% of predictions the same' in out
+    state = torch.load(tmp_path / 'out' / 'frozen' / 'last.pth.tar', weights_only=True)['state_dict']
+    assert 'conv1.spatial.record' in state
+    assert 'conv1.spatial.weight' not in state
+
+
+def test_digits_are_split_once_and_for_all():
+    train, held_out = Digits(train=True), Digits(train=False)
+    assert (len(train), len(held_out)) == (1347, 450)
+    assert set(train.labels) == set(held_out.labels) == set(range(10))
+    assert train[0][0].size == (32, 32)
+
+
+def test_help_is_instant_and_shows_an_example():
+    code = 'import sys; from timm_lc.cli import _parser; sys.exit(0)'
+    subprocess.run([sys.executable, '-c', code], check=True)
+    shown = subprocess.run(
+        [sys.executable, '-m', 'timm_lc', 'demo', '--help'], check=True, capture_output=True, text=True
+    )
+    assert 'timm-lc demo --epochs 10' in shown.stdout

@@ -1,0 +1,50 @@
+"""Parameter counts as in table 1: learnable, total, stored, nonzero."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from timm_lc.layers.frozen import is_frozen
+from timm_lc.spatial import is_pointwise
+
+__all__ = ['ParameterCount', 'count_parameters']
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of weights; statistics of norms and filter records are not counted.
+
+    Attributes:
+        learnable: Weights with a gradient.
+        total: Learnable and frozen weights, a shared vector counted once.
+        stored: Weights that a checkpoint holds: all but the filters that a seed gives.
+        nonzero: `total` less the zeros in pointwise weights.
+    """
+
+    learnable: int
+    total: int
+    stored: int
+    nonzero: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the weights of any network.
+
+    Example:
+        >>> import timm, timm_lc
+        >>> count_parameters(timm.create_model('lc_resnet18'))
+        ParameterCount(learnable=694632, total=11689512, stored=694632, nonzero=11689512)
+    """
+    parameters = list(model.parameters())
+    learnable = sum(p.numel() for p in parameters if p.requires_grad)
+    records = [module.filter_record for module in model.modules() if is_frozen(module)]
+    stored = sum(p.numel() for p in parameters) + sum(record.numel for record in records if record.is_kept)
+    drawn = sum(record.numel for record in records if not (record.is_kept or record.is_shared))
+    vectors: dict[tuple[int, int], int] = {}
+    for record in records:
+        if record.is_shared:
+            key, length = (record.seed, record.period), min(record.numel, record.period or record.numel)
+            vectors[key] = max(vectors.get(key, 0), length)
+    total = stored + drawn + sum(vectors.values())
+    pointwise = {id(m.weight): m.weight for m in model.modules() if is_pointwise(m)}.values()
+    zeros = sum(int((w == 0).sum()) for w in pointwise if not w.is_meta)
+    return ParameterCount(learnable, total, stored, total - zeros)

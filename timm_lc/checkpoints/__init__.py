@@ -1,0 +1,1 @@
+"""What ships: checkpoints, exports, model cards, the Hub."""

@@ -1,0 +1,287 @@
+"""Checkpoints: safetensors beside a config that `timm.create_model('local-dir:...')` reads; timm's own are read too.
+
+Nothing here runs code from a file: safetensors holds tensors only, and timm's `.pth.tar` is read with `weights_only`.
+"""
+
+import argparse
+import json
+import pickle
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.data import resolve_data_config
+from timm.models import clean_state_dict
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_lc._timm import save_config, source_of
+from timm_lc.analysis.counting import count_parameters
+from timm_lc.checkpoints.card import MARKER, model_card
+from timm_lc.filters import VERSION
+from timm_lc.layers.frozen import is_frozen
+from timm_lc.layers.packing import pack_pointwise
+
+__all__ = ['is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'train_arguments', 'weights_file']
+
+WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    sparse: bool = False,
+    dtype: torch.dtype | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    card: str | None = None,
+) -> Path:
+    """Write `model.safetensors`, `config.json` and a model card; timm builds `model` again, with the same outputs.
+
+    The weights are the learned ones; filters are drawn again from their records. The files appear only when whole.
+
+    Args:
+        model: A network from `timm.create_model`, or what DistributedDataParallel or `torch.compile` made of it.
+        directory: Folder to write to; made if need be.
+        sparse: Whether to store pruned pointwise weights as a bit mask and values; only `lc_` models load this form.
+        dtype: Floating type to store matrices and filters in; vectors (norms, biases) keep theirs.
+        model_args: Arguments of `timm.create_model` to build `model` again, beside those that timm has recorded.
+        card: Text of README.md; None for `model_card(model)`, '' for no file. One that somebody else wrote stays.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        ValueError: If its architecture and arguments would not build `model` again, or values overflow in `dtype`.
+
+    Example:
+        >>> import tempfile, timm, timm_lc
+        >>> model = timm.create_model('lc_resnet20_16x1', seed=7)
+        >>> folder = timm_lc.save_pretrained(model, tempfile.mkdtemp())
+        >>> model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    """
+    directory, model = Path(directory), unwrap_model(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
+        _write_config(model, Path(staged, CONFIG), model_args)
+        _check_rebuilds(model, Path(staged))
+        tensors = _tensors(model, sparse=sparse, dtype=dtype)
+        save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors))
+        Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
+        Path(staged, CARD).write_text(model_card(model) if card is None else card, encoding='utf-8')
+        keeps_card = card == '' or is_foreign_card(directory / CARD)
+        for name in (WEIGHTS, CONFIG) if keeps_card else (WEIGHTS, CONFIG, CARD):
+            Path(staged, name).replace(directory / name)
+    return directory
+
+
+def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -> nn.Module:
+    """Build the network that a checkpoint holds, with its weights, in eval mode.
+
+    Args:
+        path: A folder of `save_pretrained`, the folder of a train.py run (its best checkpoint, else its last), or one
+            checkpoint: `.safetensors` or timm's `.pth.tar`. The moving average of weights is taken if there is one.
+        name: Architecture, for a file that does not tell it.
+        **model_kwargs: Arguments of `timm.create_model`; they win over those that the checkpoint tells.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at `path`.
+        ValueError: If it is not readable, does not tell its architecture, or does not fit it.
+    """
+    path = weights_file(Path(path))
+    checkpoint = read_checkpoint(path)
+    try:
+        if name is None and path.name == WEIGHTS and path.with_name(CONFIG).is_file():
+            return _load_folder(path, model_kwargs)
+        args = train_arguments(path, checkpoint)
+        name = name or args.get('model')
+        if name is None:
+            raise ValueError(f'{path} does not tell its architecture: give `--model`')
+        model = timm.create_model(name, **{**_arguments(args), **model_kwargs})
+        model.load_state_dict(_weights(checkpoint))
+    except RuntimeError as error:
+        raise ValueError(f'cannot load {path}: {error}') from error
+    if args:  # the run's data config; what timm recommends for testing is of its own weights
+        data_config = {**resolve_data_config(args, model=model), 'test_input_size': None, 'test_crop_pct': None}
+        model.pretrained_cfg = {**model.pretrained_cfg, **data_config}
+    return model.eval()
+
+
+def _load_folder(path: Path, model_kwargs: dict[str, Any]) -> nn.Module:
+    """Build the network of the config beside the weights `path`."""
+    config = path.with_name(CONFIG)
+    try:
+        json.loads(config.read_text(encoding='utf-8'))['architecture']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{config} does not tell the architecture of a timm model: {error}') from error
+    weights = source_of({'source': 'local-dir', 'file': str(path.parent)})
+    return timm.create_model(
+        f'local-dir:{path.parent}', pretrained=True, pretrained_cfg_overlay=weights, **model_kwargs
+    ).eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint file holds: a state dict, or what train.py saves around one. Runs no code of the file.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is damaged, or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    try:
+        if path.suffix == '.safetensors':
+            return _read_safetensors(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = 'it is damaged, or holds more than tensors and plain values, which could run code'
+        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).partition('\n')[0] or type(error).__name__
+        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
+    return loaded
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, verified if `save_pretrained` wrote it."""
+    with safe_open(path, framework='pt') as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        expected = json.loads((file.metadata() or {}).get('crc32', '{}'))
+    found = _checksums(tensors)
+    damaged = [name for name in {**expected, **found} if expected and expected.get(name) != found.get(name)]
+    if damaged:
+        raise ValueError(f'{damaged[0]!r} does not match its checksum')
+    return tensors
+
+
+def file_metadata(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what a file says beside its tensors: a CRC-32 of each. One entry: safetensors would shuffle several."""
+    return {'crc32': json.dumps(_checksums(tensors))}
+
+
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {
+        name: f'{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}'
+        for name, tensor in sorted(tensors.items())
+    }
+
+
+def weights_file(path: Path) -> Path:
+    """Return the checkpoint that a folder stands for; a file stands for itself.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+    """
+    if not path.is_dir():
+        return path
+    for name in (WEIGHTS, 'model_best.pth.tar', 'last.pth.tar'):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f'no {WEIGHTS}, model_best.pth.tar or last.pth.tar in {path}')
+
+
+def train_arguments(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the train.py run that wrote a checkpoint, from it and from args.yaml beside it, or {}.
+
+    Raises:
+        ValueError: If args.yaml is not one of train.py's.
+    """
+    written, beside = checkpoint.get('args'), path.with_name('args.yaml')
+    if not beside.is_file():
+        return dict(vars(written)) if written else {}
+    try:
+        arguments = yaml.safe_load(beside.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'cannot read {beside}: {" ".join(str(error).split())}') from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f'{beside} holds no arguments of train.py')
+    return {**arguments, **(vars(written) if written else {})}
+
+
+def is_foreign_card(path: Path) -> bool:
+    """Return whether there is a model card that somebody else wrote or changed."""
+    return path.is_file() and MARKER not in path.read_text(encoding='utf-8', errors='replace')
+
+
+def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | None) -> None:
+    """Write timm's own config, and beside it what a reader may want to know of the filters."""
+    if not getattr(model, 'pretrained_cfg', None):
+        raise ValueError('`model` must come from timm.create_model: it has no architecture to write into config.json')
+    if not hasattr(model, 'num_classes'):
+        raise ValueError(f'`model` is a {type(model).__name__}, a part of a network: save the whole network')
+    records = [module.filter_record for module in model.modules() if is_frozen(module)]
+    about = {
+        'generator': VERSION,
+        'seeds': sorted({record.seed for record in records if not record.is_kept}),
+        'shared': any(record.is_shared for record in records),
+        'parameters': count_parameters(model)._asdict(),
+    }
+    save_config(model, path, model_config={'timm_lc': about}, model_args=dict(model_args or {}))
+
+
+def _check_rebuilds(model: nn.Module, directory: Path) -> None:
+    """Refuse a network that was changed since timm created it, which the saved name would not build.
+
+    Kept filters are in the file and need not be in the network that it is loaded into: that adopts their record.
+    """
+    config = json.loads((directory / CONFIG).read_text())
+    with torch.device('meta'):
+        rebuilt = timm.create_model(f'local-dir:{directory}').state_dict()
+    saved = model.state_dict()
+    kept = {
+        f'{name}.weight' for name, module in model.named_modules() if is_frozen(module) and module.filter_record.is_kept
+    }
+    differing = [
+        key
+        for key in {**saved, **rebuilt}
+        if key not in kept and (key not in saved or key not in rebuilt or saved[key].shape != rebuilt[key].shape)
+    ]
+    if differing:
+        call = f'timm.create_model({config["architecture"]!r}, **{config.get("model_args", {})})'
+        raise ValueError(
+            f'`model` is not what {call} builds: {differing[0]!r} differs. '
+            'Build it by its lc_ name, give `model_args`, or save its state dict'
+        )
+
+
+def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the state dict as a file stores it: on the CPU, contiguous, cast and packed."""
+    architecture = model.pretrained_cfg['architecture']
+    if sparse and not architecture.startswith('lc_'):
+        raise ValueError(
+            f'`sparse` is for lc_ networks: {architecture!r}, which is not one, loads ordinary weights only'
+        )
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f'`dtype` must be a floating type, got {dtype}')
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if dtype is not None and tensor.is_floating_point() and tensor.ndim > 1:
+            tensors[name] = tensor.to(dtype)
+            if not tensors[name].float().isfinite().all() and tensor.isfinite().all():
+                raise ValueError(f'{name!r} overflows in `dtype` {dtype}: its largest value is {tensor.abs().max():g}')
+    return pack_pointwise(tensors, model) if sparse else tensors
+
+
+def _arguments(args: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` among those of train.py."""
+    channels = (args.get('input_size') or (None,))[0] if args.get('in_chans') is None else args['in_chans']
+    given = {'num_classes': args.get('num_classes'), 'in_chans': channels, 'global_pool': args.get('gp')}
+    given |= {'bn_momentum': args.get('bn_momentum'), 'bn_eps': args.get('bn_eps')}
+    return {**{key: value for key, value in given.items() if value is not None}, **args.get('model_kwargs', {})}
+
+
+def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
+        if checkpoint.get(key) is not None:
+            return clean_state_dict(checkpoint[key])
+    return clean_state_dict(checkpoint)

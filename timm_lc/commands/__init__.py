@@ -1,0 +1,1 @@
+"""The commands of `timm-lc`, one a file."""

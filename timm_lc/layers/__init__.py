@@ -1,0 +1,1 @@
+"""Convolutions whose filters never learn, and the LC-Block."""

@@ -1,0 +1,118 @@
+"""What a figure or table of the paper is made of."""
+
+import dataclasses
+from typing import Any
+
+from timm_lc.training.trainer import Recipe, Run
+
+__all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'Experiment', 'Printed', 'Value', 'Variant']
+
+FROZEN, LEARNABLE, GAP = 'frozen random', 'learnable', 'gap'
+
+X = int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One point of a figure: a network, trained, perhaps pruned.
+
+    Args:
+        series: Legend.
+        x: Place on the axis, or row of a table.
+        model: Registered name.
+        model_kwargs: Its arguments.
+        l1: Factor of the penalty on pointwise weights.
+        amount: Share of pointwise weights pruned after training.
+        facet: Panel, or group of rows, where there are several.
+        two_convolutions: Whether LC-Blocks compute two convolutions, as the paper's do (table 3).
+    """
+
+    series: str
+    x: X
+    model: str
+    model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    l1: float = 0.0
+    amount: float = 0.0
+    facet: str = ''
+    two_convolutions: bool = False
+
+    @property
+    def name(self) -> str:
+        """What `--only` searches."""
+        return ' '.join(part for part in (self.facet, self.series, str(self.x)) if part)
+
+    def run(self, seed: int, recipe: Recipe) -> Run:
+        """Return the training run of a seed."""
+        return Run(self.model, self.model_kwargs, seed, dataclasses.replace(recipe, l1=self.l1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Printed:
+    """A number that the paper prints, or a range: `low` to `high`, either of which may be infinite."""
+
+    place: str
+    series: str
+    x: X
+    low: float
+    high: float | None = None
+    std: float | None = None
+    value: str = 'accuracy'
+    facet: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A column of the table, and what a figure shows.
+
+    Args:
+        key: Of the measures' values.
+        title: Of the column or axis.
+        digits: After the point.
+        relative: Whether deviations are in percent of the paper's number.
+    """
+
+    key: str
+    title: str
+    digits: int = 2
+    relative: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One figure or table.
+
+    Args:
+        id: `fig1` and the like.
+        title: What it shows.
+        variants: All points.
+        x_label: Of the axis, or of the first column.
+        values: What the table lists; a figure of curves draws one panel for each.
+        measures: Names in `MEASURES`, of trained networks.
+        fresh: Names in `FRESH`, of networks that need no training.
+        kind: Which drawing of `figures.draw`; '' for a table alone.
+        single: Whether the first training seed is enough, as for a picture.
+        stock: Whether timm's own train.py trains the networks, not our CIFAR trainer.
+        pair: Two series that differ in one thing, compared run by run.
+        log: Whether the axis is logarithmic (base 2).
+        vertical: Places of vertical lines.
+        printed: The paper's numbers.
+        says: What the paper says in words.
+        notes: Where our reading had to guess, or differs.
+    """
+
+    id: str
+    title: str
+    variants: tuple[Variant, ...]
+    x_label: str
+    values: tuple[Value, ...] = (Value('accuracy', 'validation accuracy [%]'),)
+    measures: tuple[str, ...] = ('accuracy',)
+    fresh: tuple[str, ...] = ()
+    kind: str = 'curves'
+    single: bool = False
+    stock: bool = False
+    pair: tuple[str, str] | None = (FROZEN, LEARNABLE)
+    log: bool = True
+    vertical: tuple[float, ...] = ()
+    printed: tuple[Printed, ...] = ()
+    says: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

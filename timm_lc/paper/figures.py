@@ -1,0 +1,171 @@
+"""An experiment as a figure."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from timm_lc.paper.experiment import GAP, LEARNABLE, Experiment, Printed, Value
+from timm_lc.paper.imagenet import stock_results
+from timm_lc.paper.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics, scatter
+from timm_lc.paper.results import Cells
+from timm_lc.paper.tables import differences, series_of
+
+__all__ = ['draw']
+
+
+def draw(experiment: Experiment, cells: Cells) -> Any:
+    """Return the figure, or None where there is nothing to draw."""
+    return _DRAWINGS[experiment.kind](experiment, cells) if experiment.kind and cells else None
+
+
+def _curves(experiment: Experiment, cells: Cells) -> Any:
+    """Draw one panel for each measured facet and value, one curve for each series."""
+    known = [facet for facet in _facets(experiment) if any(facet == point[0] for point in cells)]
+    return curves([_panel(experiment, cells, facet, value) for facet in known for value in experiment.values])
+
+
+def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Panel:
+    lines = [
+        Curve(
+            series,
+            [(x, _runs(cells, facet, x, series, value.key)) for x in _places(experiment)],
+            style,
+            [_band(p) for p in experiment.printed if (p.facet, p.series, p.value) == (facet, series, value.key)],
+            line=experiment.kind == 'curves',
+        )
+        for style, series in enumerate(series_of(experiment))
+    ]
+    places, vertical = _places(experiment), experiment.vertical
+    return Panel(lines, experiment.x_label, value.title, facet, experiment.log, places, vertical=vertical)
+
+
+def _gaps(experiment: Experiment, cells: Cells) -> Any:
+    """Draw the differences of the pair, one curve for each facet."""
+    key, places = experiment.values[0].key, _places(experiment)
+    lines = [
+        Curve(
+            facet,
+            [(x, differences(experiment, cells, facet, x, key)) for x in places],
+            style,
+            [_band(p) for p in experiment.printed if (p.facet, p.series) == (facet, GAP)],
+        )
+        for style, facet in enumerate(_facets(experiment))
+    ]
+    first, second = experiment.pair or ('', '')
+    label = f'{experiment.values[0].title}:\n{first} less {second}'
+    return curves([Panel(lines, experiment.x_label, label, '', experiment.log, places, zero=True)])
+
+
+def _filters(experiment: Experiment, cells: Cells) -> Any:
+    """Draw filters of the first layer, rows by expansion; random and learned ones around them in figure 12."""
+    around = 'random' in experiment.measures
+    panels = []
+    for facet in _facets(experiment):
+        for series in series_of(experiment)[: 1 if around else None]:
+            points = [(x, cells.get((facet, x, series), {})) for x in _places(experiment)]
+            rows = [(f'x{x}', _picture(found['filters'])) for x, found in points if 'filters' in found]
+            if around and rows:
+                rows = [('Random', _picture(next(found['random'] for _, found in points if found))), *rows]
+                learned = cells.get((facet, 1, LEARNABLE), {})
+                rows += [('Learned', _picture(learned['filters']))] if learned else []
+            panels += [(', '.join(part for part in (facet, '' if around else series) if part), rows)] if rows else []
+    return mosaics(panels)
+
+
+def _positions(experiment: Experiment, cells: Cells) -> Any:
+    """Draw the variance of each kernel element, the mean over runs: learned above, combined random below."""
+    rows = []
+    for series in reversed(series_of(experiment)):
+        found = [(facet, cells.get((facet, 1, series), {}).get('positions', {})) for facet in _facets(experiment)]
+        row = [(facet, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for facet, runs in found if runs]
+        rows += [(series, row)] if row else []
+    return heat_maps(rows, 'variance (1 over the layer)')
+
+
+def _distributions(experiment: Experiment, cells: Cells) -> Any:
+    """Draw pointwise weights, a row for each expansion and a column for each layer."""
+    found = {
+        x: [
+            (style, cells.get(('', x, series), {}).get('pointwise'))
+            for style, series in enumerate(series_of(experiment))
+        ]
+        for x in _places(experiment)
+    }
+    known = {x: [(style, _first(runs)) for style, runs in both if runs] for x, both in found.items()}
+    layers = list(next(layers for both in known.values() for _, layers in both))
+    rows = [
+        (
+            f'x{x}',
+            [
+                [Histogram(each[layer]['counts'], each[layer]['range'], style) for style, each in both]
+                for layer in layers
+            ],
+        )
+        for x, both in known.items()
+        if both
+    ]
+    return histograms(rows, [layer.removesuffix('.pointwise') for layer in layers], series_of(experiment))
+
+
+def _reconstruction(experiment: Experiment, cells: Cells) -> Any:
+    """Draw learned filters as made up of n random ones."""
+    found = next(iter(cells.values()))
+    errors = {value.key: next(iter(found[value.key].values())) for value in experiment.values}
+    pictures = [
+        (f'{count} random, error {errors[f"error_{count}"]:.2f}', _picture({0: picture}))
+        for count, picture in _first(found['reconstructed']).items()
+    ]
+    return mosaics([('', [*pictures, ('learned', _picture(found['filters']))])])
+
+
+def _scatter(experiment: Experiment, cells: Cells) -> Any:
+    """Draw accuracy over learnable parameters: ours, the paper's hollow, timm's other networks in grey."""
+    groups = [('other networks of timm', stock_results(), 5, True)]
+    for style, series in enumerate(series_of(experiment)):
+        found = {x: cells.get(('', x, series), {}) for x in _places(experiment)}
+        size = {x: _first(values['learnable']) / 1e6 for x, values in found.items() if 'learnable' in values}
+        ours = [(size[x], accuracy) for x in size for accuracy in found[x].get('top1', {}).values()]
+        paper = [(size[p.x], p.low) for p in experiment.printed if p.series == series and p.x in size]
+        groups += [(f'{series}, the paper', paper, style, False), (series, ours, style, True)]
+    return scatter(groups, 'learnable parameters [M]', 'top-1 [%]')
+
+
+_DRAWINGS = {
+    'curves': _curves,
+    'dots': _curves,
+    'gaps': _gaps,
+    'filters': _filters,
+    'positions': _positions,
+    'distributions': _distributions,
+    'reconstruction': _reconstruction,
+    'scatter': _scatter,
+}
+
+
+def _facets(experiment: Experiment) -> list[str]:
+    return list(dict.fromkeys(variant.facet for variant in experiment.variants))
+
+
+def _places(experiment: Experiment) -> list[Any]:
+    return list(dict.fromkeys(variant.x for variant in experiment.variants))
+
+
+def _runs(cells: Cells, facet: str, x: Any, series: str, key: str) -> list[float]:
+    return list(cells.get((facet, x, series), {}).get(key, {}).values())
+
+
+def _band(printed: Printed) -> tuple[Any, float, float]:
+    ends: Iterable[float] = (printed.low, printed.low if printed.high is None else printed.high)
+    finite = [end for end in ends if math.isfinite(end)]
+    return printed.x, finite[0], finite[-1]
+
+
+def _first(runs: dict[int, Any]) -> Any:
+    """Return the value of the first training seed."""
+    return runs[min(runs)]
+
+
+def _picture(runs: dict[int, Any]) -> np.ndarray:
+    return np.array(_first(runs))

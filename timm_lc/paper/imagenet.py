@@ -1,0 +1,128 @@
+"""Table 2 and figure 17: what timm's stock train.py trains on ImageNet, as commands and as collected results.
+
+The recipe is train_configs/rsb_a2.yaml (section 4.5). Accuracies are those of the last epoch in `summary.csv`.
+"""
+
+import csv
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_lc.checkpoints.checkpoint import train_arguments
+from timm_lc.models._build import LCOptions
+from timm_lc.paper.experiment import Experiment, Variant
+from timm_lc.paper.results import Line, make_line
+from timm_lc.training.files import write_text
+from timm_lc.transforms.fold import LC_ARGUMENTS
+
+__all__ = ['collect_runs', 'stock_results', 'write_commands']
+
+SCRIPT = """\
+#!/bin/sh
+# Table 2 and figure 17 of the paper: seven networks on ImageNet, frozen random and learnable, 300 epochs each.
+# From a clone of timm_lc: sh {path} IMAGENET [OUTPUT]; GPUS is 8. An interrupted run resumes.
+set -e
+data=${{1:?usage: sh $0 IMAGENET [OUTPUT]}} output=${{2:-output/table2}} gpus=${{GPUS:-8}}
+train() {{
+    name=$1 last=$output/$1/last.pth.tar
+    shift
+    if [ -f "$last" ]; then set -- "$@" --resume "$last"; fi
+    torchrun --nproc-per-node "$gpus" -m timm_lc train -c train_configs/rsb_a2.yaml -b $((2048 / gpus)) \\
+        --data-dir "$data" --output "$output" --experiment "$name" "$@"
+}}
+{commands}
+timm-lc reproduce table2 fig17 --train-dirs "$output"
+"""
+
+# Weights of timm whose names have none of these parts have seen ImageNet-1k only
+PRETRAINED = (
+    'in21k', 'in22k', 'in12k', 'jft', 'laion', 'openai', 'clip', 'mim', 'dino', 'wsl', 'ssl', 'ns_', 'seer', 'fcmae',
+    'ig1b', 'swag', 'mae', 'beit', 'merged', 'dfn', 'webli', 'datacomp', 'metaclip', 'sam', 'yfcc', 'miil', 'goog',
+    'distilled', 'dist_', 'untrained', 'pt1b', 'siglip',
+)  # fmt: skip
+
+
+def write_commands(experiment: Experiment, path: Path) -> None:
+    """Write a shell script that trains every network of the experiment with timm's stock script."""
+    commands = [f'train {_name(variant)} {_arguments(variant)}' for variant in experiment.variants]
+    write_text(path, SCRIPT.format(path=path.name, commands='\n'.join(commands)))
+
+
+def collect_runs(experiment: Experiment, folders: Sequence[Path]) -> list[Line]:
+    """Return a line for each run of train.py below `folders` that trained a network of the experiment.
+
+    Raises:
+        ValueError: If a folder has no `summary.csv` below it, or none is of the experiment's networks.
+    """
+    lines = []
+    for folder in folders:
+        summaries = sorted(folder.rglob('summary.csv'))
+        if not summaries:
+            raise ValueError(f'`--train-dirs` {folder}: no summary.csv of train.py below it')
+        lines += [line for path in summaries for line in _read_run(experiment, path)]
+    if folders and not lines:
+        names = ', '.join(dict.fromkeys(variant.model for variant in experiment.variants))
+        raise ValueError(f'`--train-dirs`: no run below {", ".join(map(str, folders))} is of {names}')
+    return lines
+
+
+def stock_results() -> list[tuple[float, float]]:
+    """Return (parameters in millions, top-1 in percent) of timm's networks that were trained on ImageNet-1k alone.
+
+    They are read from results/results-imagenet.csv of the checkout of timm in $TIMM_SCRIPTS; [] without one.
+    """
+    path = Path(os.environ.get('TIMM_SCRIPTS') or '/nowhere', 'results', 'results-imagenet.csv')
+    if not path.is_file():
+        return []
+    with path.open(encoding='utf-8', newline='') as file:
+        rows = [row for row in csv.DictReader(file) if not any(part in row['model'] for part in PRETRAINED)]
+    return [(float(row['param_count'].replace(',', '')), float(row['top1'])) for row in rows]
+
+
+def _name(variant: Variant) -> str:
+    return f'{variant.model}-{"learnable" if variant.model_kwargs else "frozen"}'
+
+
+def _arguments(variant: Variant) -> str:
+    kwargs = [f'{key}={value}' for key, value in variant.model_kwargs.items()]
+    return shlex.join(['--model', variant.model, *(['--model-kwargs', *kwargs] if kwargs else [])])
+
+
+def _read_run(experiment: Experiment, path: Path) -> Iterable[Line]:
+    """Yield the lines of one run, none if it is of another network."""
+    args = train_arguments(path, {})
+    variants = [variant for variant in experiment.variants if _is_of(args, variant)]
+    if not variants:
+        return
+    epochs = args.get('epochs') or 1
+    with path.open(encoding='utf-8', newline='') as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) < epochs:
+        print(f'{path}: left out, {len(rows)} of {epochs} epochs are finished')
+        return
+    try:
+        values = {name: float(rows[-1][f'eval_{name}']) for name in ('top1', 'top5')}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} does not tell top-1 and top-5 of the last epoch: {error!r}') from error
+    for variant in variants:
+        yield make_line(variant, _describe(args, len(rows)), {}, values)
+
+
+def _is_of(args: dict[str, Any], variant: Variant) -> bool:
+    """Return whether a run trained the network of a variant, whatever the seed of its filters."""
+    given, wanted = (
+        LCOptions(**{name: value for name, value in kwargs.items() if name in LC_ARGUMENTS and name != 'seed'})
+        for kwargs in (args.get('model_kwargs') or {}, variant.model_kwargs)
+    )
+    return args.get('model') == variant.model and given == wanted
+
+
+def _describe(args: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Return what a line says of a run; batch size and learning rate depend on the number of processes."""
+    data = Path(args.get('data_dir') or args.get('data') or '').name
+    recipe = {'epochs': epochs, 'l1': 0.0}
+    kwargs = args.get('model_kwargs') or {}
+    about = {'model': args.get('model'), 'model_kwargs': kwargs, 'seed': args.get('seed', 0), 'recipe': recipe}
+    return {**about, 'data': data, 'limit': None}

@@ -1,0 +1,153 @@
+"""What is measured of a trained network, by name: a function of the network and the images it was trained on.
+
+Those in `FRESH` need no training: they are functions of a variant and a device. Each returns a dictionary of values:
+numbers, and lists where a figure shows pictures. Filters are those after linear combination, of the network's first
+convolution (section 4.2, appendix E).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_lc.analysis.counting import count_parameters
+from timm_lc.analysis.metrics import (
+    effective_filters,
+    pointwise_weights,
+    position_variance,
+    reconstruction_error,
+    variance_entropy,
+)
+from timm_lc.analysis.robustness import Normalized, pgd, robust_accuracy
+from timm_lc.filters import random_values
+from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.paper.experiment import Variant
+from timm_lc.paper.timing import build, measure_timing
+from timm_lc.training.data import Images
+from timm_lc.training.trainer import evaluate
+
+__all__ = ['COUNTS', 'FRESH', 'MEASURES']
+
+Measure = Callable[[nn.Module, Images], dict[str, Any]]
+FreshMeasure = Callable[[Variant, torch.device], dict[str, Any]]
+
+BATCH = 500
+PGD_IMAGES = 1000  # ten steps on each: all images would take as long as training on a CPU
+BINS = 51
+RANDOM_STREAM = 1  # of the filters that figure 2 combines
+COUNTS = (1, 2, 4, 8, 16, 24, 27)  # 3x3 filters of three channels have 27 weights
+
+
+def accuracy(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the validation accuracy in percent."""
+    return {'accuracy': evaluate(model, images)['accuracy']}
+
+
+def fgsm(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the accuracy in percent under FGSM, epsilon 1/255 in pixels, on all validation images (figure 4)."""
+    return {'fgsm': robust_accuracy(_on_pixels(model, images), _pixels(images, len(images.validation)))}
+
+
+def pgd_accuracy(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the accuracy in percent under ten steps of PGD, epsilon 1/255, on 1,000 validation images."""
+    generator = torch.Generator().manual_seed(0)
+    batches = _pixels(images, PGD_IMAGES)
+    return {'pgd': robust_accuracy(_on_pixels(model, images), batches, pgd, generator=generator)}
+
+
+def entropy_normalized(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the first layer's variance entropy over the randomness threshold (figure 6)."""
+    return {'entropy_normalized': variance_entropy(_stem(model), normalized=True)}
+
+
+def entropy(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the first layer's variance entropy (figure 15)."""
+    return {'entropy': variance_entropy(_stem(model))}
+
+
+def positions(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the variance (k_h, k_w) of each kernel element over all kernels (figure 13)."""
+    return {'positions': _rounded(position_variance(filters for _, filters in effective_filters(model)))}
+
+
+def filters(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Take the first layer's filters (C_out, C_in, k_h, k_w) (figures 12 and 14)."""
+    return {'filters': _rounded(_stem(model))}
+
+
+def random_filters(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Take as many of the filters (C_out, C_in, k_h, k_w) that the first LC-Block combines (figure 12)."""
+    block = next(module for module in model.modules() if isinstance(module, LCConv2d))
+    return {'random': _rounded(block.spatial.weight.detach()[: block.out_channels])}
+
+
+def pointwise(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Count each layer's pointwise weights in 51 bins over +-`range` (figure 16)."""
+    layers = {}
+    for name, weights in pointwise_weights(model):
+        limit = weights.abs().max().item()
+        counts = torch.histc(weights.float().cpu(), BINS, -limit, limit)
+        layers[name] = {'range': limit, 'counts': counts.int().tolist()}
+    return {'pointwise': layers}
+
+
+def reconstruction(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure how well n random filters make up the first layer's learned ones, for several n (figure 2)."""
+    target = _stem(model).double().cpu()
+    draws = random_values(0, RANDOM_STREAM, max(COUNTS) * target[0].numel())
+    drawn = torch.from_numpy(draws).double().view(-1, *target.shape[1:])
+    pictures = {}
+    for count in COUNTS:
+        basis = torch.linalg.qr(drawn[:count].flatten(1).t()).Q  # (C_in*k_h*k_w, n)
+        pictures[str(count)] = _rounded((target.flatten(1) @ basis @ basis.t()).view_as(target))
+    errors = {f'error_{count}': reconstruction_error(target, drawn[:count]) for count in COUNTS}
+    return {**errors, 'filters': _rounded(target), 'reconstructed': pictures}
+
+
+def counts(variant: Variant, device: torch.device) -> dict[str, Any]:
+    """Count parameters (table 1); zeros count less where weights are pruned: one that is drawn as 0 is a weight."""
+    found = dict(count_parameters(build(variant))._asdict())
+    return found if variant.amount else {**found, 'nonzero': found['total']}
+
+
+MEASURES: dict[str, Measure] = {
+    'accuracy': accuracy,
+    'fgsm': fgsm,
+    'pgd': pgd_accuracy,
+    'entropy_normalized': entropy_normalized,
+    'entropy': entropy,
+    'positions': positions,
+    'filters': filters,
+    'random': random_filters,
+    'pointwise': pointwise,
+    'reconstruction': reconstruction,
+}
+
+# Of networks that need no training
+FRESH: dict[str, FreshMeasure] = {'counts': counts, 'timing': measure_timing}
+
+
+def _stem(model: nn.Module) -> Tensor:
+    return next(effective_filters(model))[1].detach()
+
+
+def _on_pixels(model: nn.Module, images: Images) -> nn.Module:
+    mean, std = images.statistics
+    return Normalized(model.eval(), mean.tolist(), std.tolist()).to(images.validation.device)
+
+
+def _pixels(images: Images, limit: int) -> list[tuple[Tensor, Tensor]]:
+    """Return batches of up to `limit` validation images, evenly spaced, as pixels in [0, 1]."""
+    count = len(images.validation)
+    chosen = torch.linspace(0, count - 1, min(limit, count)).round().long().to(images.validation.device)
+    return [(images.validation[part].float() / 255, images.validation_labels[part]) for part in chosen.split(BATCH)]
+
+
+def _rounded(tensor: Tensor) -> Any:
+    """Return nested lists of four significant digits, which a picture does not need more of."""
+    return _round(tensor.cpu().tolist())
+
+
+def _round(value: Any) -> Any:
+    return [_round(item) for item in value] if isinstance(value, list) else float(f'{value:.4g}')

@@ -1,0 +1,128 @@
+"""All results of a folder as one page, in Markdown and as HTML that holds its figures: `timm-lc report`."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm_lc.paper.catalogue import EXPERIMENTS
+from timm_lc.paper.plots import check_figures, svg
+from timm_lc.paper.results import RUNS, load, settings
+from timm_lc.paper.sections import Section, facts, make_section, write_section
+from timm_lc.paper.tables import markdown
+from timm_lc.training.files import write_text
+
+__all__ = ['write_report']
+
+TITLE = 'The paper, reproduced'
+ABOUT = (
+    'Rethinking 1x1 Convolutions: Can we train CNNs with Frozen Random Filters? (Gavrikov and Keuper, 2023), made with '
+    "timm_lc. Columns headed 'paper' are what its text and tables print, 'deviation' is ours less the paper's; hollow "
+    "marks in figures are the paper's too. Of an experiment with results of several recipes, those of most epochs are "
+    'shown, and of these the most complete. Random filters are the same in all runs (filter seed 0); training seeds '
+    'draw learned weights, order and augmentation.'
+)
+HEAD = f"""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{TITLE}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+h2 {{ margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1rem; font-size: 1.2rem; }}
+dl {{ display: grid; grid-template-columns: max-content auto; gap: .2rem 1rem; font-size: .9rem; }}
+dt {{ color: #666; }} dd, figure {{ margin: 0; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: right; }}
+th {{ vertical-align: bottom; }} th:first-child, td:first-child {{ text-align: left; }}
+.contents :is(th, td):nth-child(2) {{ text-align: left; }}
+svg {{ max-width: 100%; height: auto; }}
+li {{ font-size: .9rem; color: #444; }}
+</style>"""
+
+
+def write_report(directory: Path) -> list[Path]:
+    """Write `report.md` and `report.html` of all results below `directory`, and each table anew; return both paths.
+
+    Raises:
+        ValueError: If there are no results, or another version wrote them.
+    """
+    check_figures()
+    found = [experiment for experiment in EXPERIMENTS.values() if (directory / experiment.id / RUNS).is_file()]
+    if not found:
+        raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
+    sections = []
+    for experiment in found:
+        folder = directory / experiment.id
+        sections.append(make_section(experiment, folder, next(iter(settings(load(folder))), '')))
+        write_section(sections[-1], directory)
+    pages = {'report.md': _markdown(sections), 'report.html': _html(sections)}
+    for name, text in pages.items():
+        write_text(directory / name, text)
+    return [directory / name for name in pages]
+
+
+def _overview(sections: Sequence[Section]) -> list[list[str]]:
+    """Return the table of contents: what of each experiment is measured."""
+    rows = [['', 'figure or table', 'points measured', 'training runs']]
+    for section in sections:
+        trained = sum(line['run']['seed'] is not None for line in section.lines)
+        points = f'{section.measured} of {len(section.experiment.variants)}'
+        rows.append([section.experiment.id, section.experiment.title, points, str(trained)])
+    return rows
+
+
+def _markdown(sections: Sequence[Section]) -> str:
+    header, *rows = _overview(sections)
+    linked = [[f'[{name}](#{_anchor(section)})', *row] for (name, *row), section in zip(rows, sections, strict=True)]
+    of_all = _facts(sections)
+    lines = [f'# {TITLE}', '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all), '']
+    lines.append(markdown([header, *linked]))
+    for section in sections:
+        own = [f'- {name}: {text}' for name, text in _facts([section]) if (name, text) not in of_all]
+        lines += ['', f'## {section.title}', *([''] if own else []), *own]
+        if section.figure is not None:
+            name = section.experiment.id
+            lines += ['', f'![{section.title}]({name}/{name}.png)']
+        lines += section.markdown()
+    return '\n'.join([*lines, ''])
+
+
+def _facts(sections: Sequence[Section]) -> list[tuple[str, str]]:
+    return facts(line for section in sections for line in section.lines)
+
+
+def _anchor(section: Section) -> str:
+    """Return how Markdown pages name a heading."""
+    kept = ''.join(letter for letter in section.title.lower() if letter.isalnum() or letter in ' -_')
+    return kept.replace(' ', '-')
+
+
+def _html(sections: Sequence[Section]) -> str:
+    of_all = _facts(sections)
+    parts = [HEAD, f'<h1>{TITLE}</h1>\n<p>{html.escape(ABOUT)}</p>', _html_facts(of_all)]
+    parts.append(_html_table(_overview(sections), contents=True))
+    for section in sections:
+        parts.append(f'<h2 id="{section.experiment.id}">{html.escape(section.title)}</h2>')
+        parts.append(_html_facts([fact for fact in _facts([section]) if fact not in of_all]))
+        parts += [f'<figure>{svg(section.figure)}</figure>'] if section.figure is not None else []
+        parts += [_html_table(section.rows)] if section.rows else []
+        remarks = ''.join(f'<li>{html.escape(remark)}</li>' for remark in section.remarks)
+        parts += [f'<ul>{remarks}</ul>'] if remarks else []
+    return '\n'.join([*parts, '</html>', ''])
+
+
+def _html_facts(found: Sequence[tuple[str, str]]) -> str:
+    pairs = [f'<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>' for name, text in found]
+    return f'<dl>{"".join(pairs)}</dl>'
+
+
+def _html_table(rows: Sequence[Sequence[str]], contents: bool = False) -> str:
+    """Return a table; of contents, its first column links to sections."""
+    header, *rest = ([html.escape(cell) for cell in row] for row in rows)
+    rest = [[f'<a href="#{first}">{first}</a>' if contents else first, *cells] for first, *cells in rest]
+    lines = [f'<tr>{"".join(f"<th>{cell}</th>" for cell in header)}</tr>']
+    lines += [f'<tr>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for row in rest]
+    kind = ' class="contents"' if contents else ''
+    return f'<div class="wide"><table{kind}>\n' + '\n'.join(lines) + '\n</table></div>'

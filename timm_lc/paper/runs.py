@@ -1,0 +1,120 @@
+"""Trained networks on disk: each run in a folder named by its content, trained once and measured once.
+
+A run's content is the network, its arguments, the training seed, the recipe, the data and their limit. Experiments that
+ask for the same run share it, as figures 1, 4, 6, 14 and 16 do.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+from torch import nn
+
+from timm_lc.checkpoints.checkpoint import load_model
+from timm_lc.paper.measures import MEASURES
+from timm_lc.training.data import Images
+from timm_lc.training.files import lock, read_json, read_lines, write_text
+from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, Run, Speed, claim, train
+from timm_lc.transforms.prune import prune_pointwise
+
+__all__ = ['complete', 'folder_of', 'known_values', 'measure_run', 'run_facts']
+
+VALUES = 'values.json'
+
+
+def folder_of(run: Run, data: str, limit: int | None) -> str:
+    """Return the name of a run's folder: the network, the training seed and a digest of all that makes the run."""
+    content = json.dumps({**dataclasses.asdict(run), 'data': data, 'limit': limit}, sort_keys=True)
+    return f'{run.model}-seed{run.seed}-{hashlib.sha256(content.encode()).hexdigest()[:10]}'
+
+
+def known_values(directory: Path) -> dict[str, Any]:
+    """Return what was measured of a finished run, {} if the run is not finished.
+
+    Keys are `seed`, `accuracy` (percent), `seconds`, and measures as `measure_run` names them.
+    """
+    return read_json(directory / VALUES)
+
+
+def run_facts(directory: Path) -> dict[str, Any]:
+    """Return what a run is and where it was trained: the keys `run` and `where`."""
+    return read_json(directory / RUN)
+
+
+def complete(
+    run: Run,
+    images: Images,
+    directory: Path,
+    device: torch.device,
+    speed: Speed | None = None,
+    *,
+    deadline: float = math.inf,
+) -> dict[str, Any]:
+    """Train, unless the run is finished; return its values. Arguments and errors are those of `train`.
+
+    While another process trains the run, this one waits.
+    """
+    speed = speed or Speed.best_for(device)
+    try:
+        with lock(directory, deadline):
+            values = known_values(directory)
+            if values:
+                claim(directory, run, images, device, speed)
+                return values
+            if speed.compile:
+                torch.compiler.reset()  # what was compiled for other networks counts against the limit
+            accuracy = train(run, images, directory, device, speed, deadline=deadline)
+            seconds = sum(line['seconds'] for line in read_lines(directory / METRICS))
+            values = {'seed': run.seed, 'accuracy': accuracy, 'seconds': round(seconds, 1)}
+            _record(directory, values)
+            (directory / STATE).unlink(missing_ok=True)  # to resume from, and twice the size of the checkpoint
+            return values
+    except Timeout as error:
+        raise OutOfTime from error
+
+
+def measure_run(
+    directory: Path, measures: Sequence[str], images: Images, device: torch.device, amount: float = 0.0
+) -> dict[str, Any]:
+    """Measure a finished run, unless its folder tells the values already; return them in one dictionary.
+
+    Args:
+        directory: Of the run.
+        measures: Names in `MEASURES`.
+        images: That it was trained and validated on.
+        device: Where to measure.
+        amount: Share of pointwise weights to prune before, in [0, 1).
+    """
+    model: nn.Module | None = None
+    with lock(directory):
+        values = known_values(directory)
+        for measure in measures:
+            key = f'{measure} pruned {amount:g}' if amount else measure
+            if key not in values:
+                if model is None:
+                    model = _load(directory, amount).to(device)
+                    images = images.map(lambda tensor: tensor.to(device))
+                values[key] = MEASURES[measure](model, images)
+                _record(directory, values)
+    merged: dict[str, Any] = {}
+    for measure in measures:
+        value = values[f'{measure} pruned {amount:g}' if amount else measure]
+        merged.update(value if isinstance(value, dict) else {measure: value})
+    return merged
+
+
+def _load(directory: Path, amount: float) -> nn.Module:
+    model = load_model(directory)
+    if amount:
+        prune_pointwise(model, amount)
+    return model
+
+
+def _record(directory: Path, values: dict[str, Any]) -> None:
+    write_text(directory / VALUES, json.dumps(values) + '\n')

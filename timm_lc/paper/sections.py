@@ -1,0 +1,136 @@
+"""An experiment's results as a section of text: what was trained where, the table, remarks, the figure."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_lc.paper.experiment import Experiment
+from timm_lc.paper.figures import draw
+from timm_lc.paper.plots import save
+from timm_lc.paper.results import Line, collect, load, setting_of
+from timm_lc.paper.tables import markdown, table
+from timm_lc.training.files import write_text
+from timm_lc.training.trainer import Recipe
+
+__all__ = ['Section', 'facts', 'make_section', 'write_section']
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One figure or table of the paper, as far as it was measured.
+
+    Attributes:
+        experiment: What it is of.
+        lines: Results that it shows.
+        rows: Header and rows of the table; [] where a figure of pictures shows all.
+        figure: As matplotlib draws it, or None.
+        measured: Points that have a value of ours.
+        hidden: Number of results of other recipes or images.
+    """
+
+    experiment: Experiment
+    lines: Sequence[Line]
+    rows: list[list[str]]
+    figure: Any
+    measured: int
+    hidden: int
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+        return f'{self.experiment.id}: {self.experiment.title}'
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the paper says in words, notes of ours, and what is left out."""
+        said = [f'The paper, {text}.' for text in self.experiment.says]
+        left_out = [f'{self.hidden} results of other recipes or images are not shown.'] if self.hidden else []
+        return [*said, *self.experiment.notes, *left_out]
+
+    def markdown(self) -> list[str]:
+        """Return the lines of the table and the remarks, each after an empty one."""
+        rows = ['', markdown(self.rows)] if self.rows else []
+        return [*rows, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
+
+
+def make_section(experiment: Experiment, directory: Path, setting: str) -> Section:
+    """Return the section of what `directory` holds of one setting; `results.settings` lists them."""
+    known = load(directory)
+    lines = [line for line in known if setting_of(line['run']) in ('', setting)]
+    cells = collect(experiment, lines, setting)
+    rows = table(experiment, cells) if experiment.values else []
+    return Section(experiment, lines, rows, draw(experiment, cells), len(cells), len(known) - len(lines))
+
+
+def write_section(section: Section, output: Path) -> Path:
+    """Write `table.md`, which is returned, and the figure as PNG and SVG, below `output` / id."""
+    name = section.experiment.id
+    made = [f'- {fact}: {text}' for fact, text in facts(section.lines)] or ['Nothing of ours is measured yet.']
+    text = [f'# {section.title}', '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
+    write_text(output / name / 'table.md', '\n'.join(text))
+    if section.figure is not None:
+        for suffix in ('png', 'svg'):
+            save(section.figure, output / name / f'{name}.{suffix}')
+    return output / name / 'table.md'
+
+
+def facts(lines: Iterable[Line]) -> list[tuple[str, str]]:
+    """Return (name, text) of what results were made with: every recipe, data set, device and version among them."""
+    lines = list(lines)
+    trained = [line['run'] for line in lines if line['run']['seed'] is not None]
+    places = [line['where'] for line in lines if line['where']]
+    seeds = sorted({run['seed'] for run in trained})
+    several = '; mean ± standard deviation (runs)' if len(seeds) > 1 else ''
+    found = [
+        ('recipe', _distinct(map(_recipe, trained))),
+        ('data', _distinct(map(_data, trained))),
+        ('training seeds', ', '.join(map(str, seeds)) + several),
+        ('hardware', _distinct(map(_device, places))),
+        ('versions', _distinct(map(_versions, places))),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def _command(section: Section) -> str:
+    """Return the command that makes the results, but for its choice of points and of a device."""
+    command = f'timm-lc reproduce {section.experiment.id}'
+    trained = [line['run'] for line in section.lines if line['run']['seed'] is not None]
+    if not trained or section.experiment.stock:
+        return command
+    recipe, first, last = trained[0]['recipe'], *(end(run['seed'] for run in trained) for end in (min, max))
+    options = {'limit': (trained[0]['limit'], None), 'epochs': (recipe['epochs'], None), 'seed': (first, 0)}
+    options |= {name: (recipe[name], getattr(Recipe, name)) for name in ('batch_size', 'lr')}
+    options['runs'] = last - first + 1, None
+    given = [f'--{name.replace("_", "-")} {value}' for name, (value, usual) in options.items() if value != usual]
+    return ' '.join([command, '--data', trained[0]['data'], *given])
+
+
+def _recipe(run: dict[str, Any]) -> str:
+    recipe = run['recipe']
+    usual = '' if recipe['epochs'] == Recipe.epochs or 'lr' not in recipe else f' (the paper: {Recipe.epochs})'
+    parts = [f'{recipe["epochs"]} epoch{"s"[: recipe["epochs"] > 1]}{usual}']
+    parts += [
+        f'{text} {recipe[name]}'
+        for name, text in (('batch_size', 'batch size'), ('lr', 'learning rate'))
+        if name in recipe
+    ]
+    return ', '.join(parts)
+
+
+def _data(run: dict[str, Any]) -> str:
+    images = f' ({" + ".join(f"{count:,}" for count in run["images"])} images)' if 'images' in run else ''
+    return run['data'] + images
+
+
+def _device(where: dict[str, Any]) -> str:
+    threads, amp = where['threads'], ', bfloat16 autocast' if where.get('amp') else ''
+    return f'{where["device"]}, {threads} CPU thread{"s"[: threads > 1]}{amp}'
+
+
+def _versions(where: dict[str, Any]) -> str:
+    return ', '.join(f'{name} {where[name]}' for name in ('python', 'torch', 'timm') if name in where)
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return '; '.join(dict.fromkeys(texts))

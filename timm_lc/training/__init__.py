@@ -1,0 +1,1 @@
+"""The paper's CIFAR training (appendix C), useful without the paper."""

@@ -1,0 +1,334 @@
+"""The paper's CIFAR training (appendix C), exactly: 75 epochs of SGD on images that live on the device.
+
+Where it is silent we follow the authors' public trainer: an epoch's incomplete last batch is kept (196 steps of 256 on
+CIFAR-10), and the learning rate falls with each step, not each epoch.
+
+All randomness of an epoch, order and augmentation, is a function of (seed, epoch), and the state after an epoch is
+saved: a run that was killed goes on with the same weights, to the bit on a CPU with as many threads.
+"""
+
+import dataclasses
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
+from timm_lc.training.data import Images, augment
+from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
+
+__all__ = [
+    'METRICS',
+    'RUN',
+    'STATE',
+    'OutOfTime',
+    'Recipe',
+    'Run',
+    'Speed',
+    'claim',
+    'describe_device',
+    'epoch_draws',
+    'evaluate',
+    'learning_rate',
+    'train',
+    'versions',
+]
+
+METRICS, STATE, RUN = 'metrics.jsonl', 'state.pt', 'run.json'
+SAVE_SECONDS = 10.0  # between states: writing one takes longer than a short epoch
+
+
+class OutOfTime(Exception):
+    """Training stopped after an epoch, to go on later: the next one would end past its deadline."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Appendix C.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images of a step.
+        lr: Initial learning rate; a cosine takes it to 0, step by step.
+        momentum: Of Nesterov.
+        weight_decay: Of every learnable tensor.
+        smoothing: Of the labels.
+        padding: Zeros around an image, of which random crops are taken.
+        l1: Factor of the l1 penalty on pointwise weights (section 4.3); 0 is none.
+        drop_last: Whether an incomplete last batch is left out, as in results made before it was kept.
+    """
+
+    epochs: int = 75
+    batch_size: int = 256
+    lr: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 1e-2
+    smoothing: float = 0.1
+    padding: int = 4
+    l1: float = 0.0
+    drop_last: bool = False
+
+    def steps(self, images: int) -> int:
+        """Return the steps of an epoch over that many images."""
+        whole, rest = divmod(images, self.batch_size)
+        return whole if self.drop_last else whole + bool(rest)
+
+    def __post_init__(self) -> None:
+        for name in ('epochs', 'batch_size'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f'`lr` must be a positive number, got {self.lr!r}')
+        if not 0 <= self.l1 < math.inf:
+            raise ValueError(f'`l1` must be 0 or a positive number, got {self.l1!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained: a model by name and arguments, the seed of its training (filters have their own), the recipe."""
+
+    model: str
+    model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f'`seed` must be an integer in [0, 2**32), got {self.seed!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How a run uses its device; `best_for` chooses."""
+
+    amp: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @classmethod
+    def best_for(cls, device: torch.device) -> 'Speed':
+        """Return channels_last, and on a GPU also bfloat16 autocast and CUDA graphs."""
+        return cls(amp=device.type == 'cuda', channels_last=True, compile=device.type == 'cuda')
+
+
+def train(
+    run: Run,
+    images: Images,
+    directory: Path,
+    device: torch.device,
+    speed: Speed | None = None,
+    *,
+    deadline: float = math.inf,
+) -> float:
+    """Train, or go on with what `directory` holds, and return the final validation accuracy in percent.
+
+    Writes `run.json`, one line an epoch in `metrics.jsonl`, `state.pt` to resume from, and in the end a checkpoint of
+    `save_pretrained`.
+
+    Args:
+        run: What to train.
+        images: On any device.
+        directory: Of this run alone.
+        device: Where to train.
+        speed: How; None is the best for the device.
+        deadline: Time of `time.monotonic` that no epoch should end after.
+
+    Raises:
+        ValueError: If `directory` holds another run, there are fewer images than a batch, or the network does not
+            take them.
+        OutOfTime: If another epoch would end after `deadline`.
+    """
+    recipe, speed = run.recipe, speed or Speed.best_for(device)
+    steps = recipe.steps(len(images.train))
+    if not steps:
+        raise ValueError(f'`batch_size` {recipe.batch_size} must not exceed the {len(images.train)} training images')
+    model, optimizer = _create(run, images, device, speed)
+    claim(directory, run, images, device, speed)
+    start = _resume(directory, model, optimizer, speed)
+    if start < recipe.epochs:
+        images = images.map(lambda tensor: tensor.to(device))
+        # two graphs, for steps and for validation: their sizes differ, which else would make one of variable size
+        trained = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
+        saved, fastest = time.monotonic(), math.inf
+        with (
+            torch.random.fork_rng(),
+            tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar,
+        ):
+            for epoch in range(start, recipe.epochs):
+                bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{recipe.epochs}')
+                started = time.monotonic()
+                line = _train_epoch(trained, optimizer, run, images, epoch, speed, bar)
+                line.update(evaluate(trained, images, speed), seconds=round(time.monotonic() - started, 3))
+                bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
+                append_line(directory / METRICS, line)
+                fastest = min(fastest, line['seconds'])  # the first epoch may compile
+                is_last, is_late = epoch + 1 == recipe.epochs, time.monotonic() + fastest > deadline
+                if is_last or is_late or time.monotonic() > saved + SAVE_SECONDS:
+                    _save_state(directory, model, optimizer, epoch + 1)
+                    saved = time.monotonic()
+                if is_late and not is_last:
+                    raise OutOfTime
+    save_pretrained(model, directory)
+    return float(read_lines(directory / METRICS)[-1]['accuracy'])
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step in [0, steps), the first half of a cosine."""
+    return recipe.lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def epoch_draws(seed: int, epoch: int, count: int, padding: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is random in an epoch: the order of images (N,), flips (N,), and crop offsets (N, 2)."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(count, generator=generator)
+    flips = torch.rand(count, generator=generator) < 0.5
+    return order, flips, torch.randint(2 * padding + 1, (count, 2), generator=generator)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, speed: Speed | None = None, batch_size: int = 1000) -> dict[str, float]:
+    """Return cross entropy and accuracy (percent) on the validation images."""
+    model.eval()
+    loss, correct, count = 0.0, 0, len(images.validation)
+    for start in range(0, count, batch_size):
+        labels = images.validation_labels[start : start + batch_size]
+        batch = images.normalize(images.validation[start : start + batch_size])
+        logits = _forward(model, batch, speed or Speed())
+        loss += cross_entropy(logits, labels, reduction='sum').item()
+        correct += int((logits.argmax(1) == labels).sum())
+    return {'validation_loss': loss / count, 'accuracy': 100 * correct / count}
+
+
+def _train_epoch(
+    model: nn.Module, optimizer: Any, run: Run, images: Images, epoch: int, speed: Speed, bar: tqdm
+) -> dict[str, Any]:
+    """Train for one epoch; return its line of metrics."""
+    model.train()
+    torch.manual_seed((run.seed << 20) + epoch)  # of dropout, if a model has any
+    recipe, losses = run.recipe, []
+    steps = recipe.steps(len(images.train))
+    for step, (batch, labels) in enumerate(_batches(images, run, epoch)):
+        for group in optimizer.param_groups:
+            group['lr'] = learning_rate(recipe, epoch * steps + step, recipe.epochs * steps)
+        loss = cross_entropy(_forward(model, batch, speed), labels, label_smoothing=recipe.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        bar.update()
+    loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise ValueError(f'`lr` {recipe.lr}: the loss of epoch {epoch + 1} is {loss}')
+    return {'epoch': epoch + 1, 'loss': loss}
+
+
+def _batches(images: Images, run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the augmented, normalised batches of an epoch, and their labels."""
+    recipe, device = run.recipe, images.train.device
+    draws = epoch_draws(run.seed, epoch, len(images.train), recipe.padding)
+    order, flips, offsets = (draw.to(device) for draw in draws)
+    for step in range(recipe.steps(len(order))):
+        part = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+        batch = augment(images.train[order[part]], flips[part], offsets[part], recipe.padding)
+        yield images.normalize(batch), images.train_labels[order[part]]
+
+
+def _forward(model: nn.Module, batch: Tensor, speed: Speed) -> Tensor:
+    """Return the logits in float32."""
+    if speed.channels_last:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=speed.amp):
+        return model(batch).float()
+
+
+def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tuple[nn.Module, Any]:
+    """Return the network, drawn by the run's seed, and its optimizer."""
+    recipe = run.recipe
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        arguments = {'num_classes': len(images.classes), 'in_chans': images.train.shape[1], **run.model_kwargs}
+        model = timm.create_model(run.model, **arguments).to(device)
+    if speed.channels_last:
+        model.to(memory_format=torch.channels_last)
+    try:  # before anything is written
+        evaluate(model, images.map(lambda tensor: tensor[:2].to(device)), speed)
+    except (RuntimeError, IndexError) as error:
+        size = ' x '.join(map(str, images.train.shape[1:]))
+        raise ValueError(f'`model` {run.model} {run.model_kwargs} does not take images of {size}: {error}') from error
+    penalty = {'opt': 'l1sgd', 'l1': recipe.l1} if recipe.l1 else {'opt': 'sgd'}
+    optimizer = create_optimizer_v2(
+        list(model.parameters()), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **penalty
+    )
+    return model, optimizer
+
+
+def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
+    """Write `run.json` into a folder, or check that the network in it, trained or half-trained, is of this run.
+
+    Raises:
+        ValueError: If it is of another run, or of other images.
+    """
+    path = directory / RUN
+    sizes = [len(images.train), len(images.validation)]
+    what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
+    if any((directory / name).is_file() for name in (STATE, WEIGHTS)):
+        known = read_json(path).get('run', {})
+        differing = [key for key in what if known.get(key) != what[key]]
+        if differing:
+            raise ValueError(f'{directory} holds another run: {", ".join(differing)} differ; give another folder')
+        return
+    machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
+    where = {**machine, **versions(), **dataclasses.asdict(speed)}
+    write_text(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8').splitlines() if info.is_file() else []
+    names = [line.partition(': ')[2] for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> int:
+    """Load the state of an interrupted run, if there is one; return the number of finished epochs."""
+    path = directory / STATE
+    if not path.is_file():
+        (directory / METRICS).unlink(missing_ok=True)
+        return 0
+    begun = read_json(directory / RUN)['where'].get('amp')
+    if begun != speed.amp:
+        raise ValueError(f'`amp` must be {begun}, as when {directory} was begun, got {speed.amp}')
+    try:
+        state = read_checkpoint(path)
+        model.load_state_dict(state['model'])
+        optimizer.load_state_dict(state['optimizer'])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f'{path} is damaged: {error!r}; without it the run begins anew') from error
+    finished = [line for line in read_lines(directory / METRICS) if line['epoch'] <= state['epoch']]
+    write_lines(directory / METRICS, finished)
+    return int(state['epoch'])
+
+
+def _save_state(directory: Path, model: nn.Module, optimizer: Any, epoch: int) -> None:
+    partial = directory / f'{STATE}.partial'
+    torch.save({'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, partial)
+    partial.replace(directory / STATE)

@@ -1,0 +1,69 @@
+"""LC-Blocks in any network (section 4.2, figure 5): `add_linear_combinations`."""
+
+from torch import nn
+
+from timm_lc.filters import check_seed
+from timm_lc.layers.frozen import is_shared
+from timm_lc.layers.lc_conv import LCConv2d, check_expansion
+from timm_lc.spatial import FilterFn, matched_convolutions
+from timm_lc.transforms.freeze import check_gain, ignore_in_ddp, name_record
+
+__all__ = ['add_linear_combinations', 'replace_modules']
+
+
+def add_linear_combinations(
+    model: nn.Module,
+    expansion: int,
+    seed: int = 0,
+    freeze_spatial: bool = True,
+    filter_fn: FilterFn | None = None,
+    *,
+    gain: float = 1.0,
+) -> nn.Module:
+    """Replace, in place, each spatial convolution by an `LCConv2d` of the same geometry; return `model`.
+
+    Give it before `share_weights`. Convolutions that are in an LC-Block already are left alone.
+
+    Args:
+        model: Any network with `nn.Conv2d` layers, itself not one.
+        expansion: E, spatial filters for each output channel.
+        seed: Filter seed in [0, 2**32).
+        freeze_spatial: Whether the filters keep their random values.
+        filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are replaced.
+        gain: As in `freeze_spatial`.
+
+    Raises:
+        ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
+            filters, or is an LC-Block of another expansion.
+    """
+    check_expansion(expansion), check_seed(seed), check_gain(gain)
+    blocks: dict[nn.Module, nn.Module] = {}
+    for name, conv in matched_convolutions(model, filter_fn):
+        parent = name.rpartition('.')[0]
+        holder = model.get_submodule(parent)
+        if isinstance(holder, LCConv2d):
+            if holder.expansion != expansion:
+                raise ValueError(
+                    f'`expansion` is {expansion}, but layer `{parent}` has LC-Blocks of {holder.expansion} already'
+                )
+            continue
+        if not name:
+            raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
+        if is_shared(conv):
+            raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
+        record = name_record(conv, f'{name}.spatial', seed, gain)
+        try:
+            blocks[conv] = LCConv2d.from_convolution(conv, expansion, record, freeze_spatial=freeze_spatial)
+        except ValueError as error:
+            raise ValueError(f'layer `{name}`: {error}') from None
+    replace_modules(model, blocks)
+    ignore_in_ddp(model)
+    return model
+
+
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Put, in place, each replacement wherever its module is a child: one may be used twice."""
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child in replacements:
+                setattr(module, name, replacements[child])

@@ -1,0 +1,61 @@
+"""The stock network that a trained LC network is (definition 3.1): `fold`."""
+
+import copy
+from typing import Any
+
+from timm.models import get_pretrained_cfg, is_model
+from torch import nn
+
+from timm_lc._timm import describe_as, replace_arguments
+from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolution
+from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.packing import refuse_packed
+from timm_lc.transforms.combine import replace_modules
+
+__all__ = ['LC_ARGUMENTS', 'fold']
+
+# Keyword arguments that `lc_` models have and stock ones lack
+LC_ARGUMENTS = ('freeze_spatial', 'share_weights', 'recycle', 'shared_length', 'expansion', 'seed', 'gain')
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Return the same function as a plain network: LC-Blocks merged, frozen filters ordinary weights.
+
+    The argument is untouched. An `lc_<timm name>` network becomes that architecture, which loads where this package
+    is not installed; one that stock timm lacks becomes its plain form, such as `lc_resnet_cifar` with `expansion=None`.
+    A network with nothing to fold is copied.
+
+    Example:
+        >>> import timm, timm_lc
+        >>> fold(timm.create_model('lc_resnet18')).pretrained_cfg['architecture']
+        'resnet18'
+    """
+    folded = copy.deepcopy(model)
+    if isinstance(folded, LCConv2d):
+        return folded.fuse()
+    replace_modules(folded, {module: module.fuse() for module in folded.modules() if isinstance(module, LCConv2d)})
+    for module in folded.modules():
+        if is_frozen(module):
+            thaw_convolution(module)
+        elif isinstance(module, nn.Conv2d):
+            unseed_convolution(module)
+    vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
+    _name_plain(folded)
+    return refuse_packed(folded)
+
+
+def _name_plain(model: nn.Module) -> None:
+    """Tell timm, in place, from which architecture and arguments to build a folded `lc_` network again."""
+    architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', '')
+    base = architecture.removeprefix('lc_')
+    if base == architecture:
+        return
+    if is_model(base):
+        stock = get_pretrained_cfg(base)
+        describe_as(model, base, stock.first_conv if stock else None)
+        replace_arguments(model, LC_ARGUMENTS, {})
+    else:
+        plain_form: tuple[str, dict[str, Any]] = getattr(model, 'plain_form', (architecture, {}))
+        name, geometry = plain_form
+        describe_as(model, name, model.pretrained_cfg['first_conv'])  # building it finds the stem
+        replace_arguments(model, LC_ARGUMENTS, {**geometry, 'expansion': None, 'freeze_spatial': False})

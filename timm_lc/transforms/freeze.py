@@ -1,0 +1,82 @@
+"""Frozen random filters in any network (section 4): `freeze_spatial`."""
+
+from torch import nn
+
+from timm_lc.filters import KEPT, FilterRecord, check_seed, layer_stream
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, is_shared, seed_convolution
+from timm_lc.spatial import FilterFn, matched_convolutions
+
+__all__ = ['freeze_spatial', 'seed_spatial']
+
+
+def freeze_spatial(
+    model: nn.Module, seed: int | None = 0, filter_fn: FilterFn | None = None, *, gain: float = 1.0
+) -> nn.Module:
+    """Replace, in place, the filters of the spatial convolutions by random ones that never learn; return `model`.
+
+    Biases, norms, pointwise and linear layers go on learning. The filters leave `parameters()` and the state dict,
+    which holds a record of their seed instead. Layers that share their filters stay as they are.
+
+    Args:
+        model: Any network with `nn.Conv2d` layers.
+        seed: Filter seed in [0, 2**32); None freezes the present weights, which the state dict then keeps.
+        filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are frozen.
+        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); 1 is PyTorch's default, sqrt(6) He's.
+
+    Raises:
+        ValueError: If nothing matches, the seed is out of range, or a layer shares filters of another seed.
+
+    Example:
+        >>> import timm
+        >>> model = freeze_spatial(timm.create_model('resnet18'), seed=1)
+        >>> sum(p.numel() for p in model.parameters())
+        694632
+    """
+    matched = matched_convolutions(model, filter_fn)
+    if seed is not None:
+        check_seed(seed)
+    check_gain(gain)
+    for name, conv in matched:
+        if is_shared(conv) and seed not in (None, conv.filter_record.seed):
+            present = conv.filter_record.seed
+            raise ValueError(
+                f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights'
+            )
+    for name, conv in matched:
+        if is_shared(conv):
+            continue
+        if seed is not None:
+            freeze_convolution(conv, name_record(conv, name, seed, gain))
+        elif not is_frozen(conv):
+            freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
+    ignore_in_ddp(model)
+    return model
+
+
+def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0) -> nn.Module:
+    """Start the learnable spatial convolutions, in place, from the filters that `freeze_spatial` would freeze."""
+    for name, conv in matched_convolutions(model, None):
+        seed_convolution(conv, name_record(conv, name, check_seed(seed), check_gain(gain)))
+    return model
+
+
+def name_record(conv: nn.Conv2d, name: str, seed: int, gain: float) -> FilterRecord:
+    """Return the record of the unshared filters of the layer `name`."""
+    return FilterRecord(filter_shape(conv), seed, layer_stream(name), gain=float(gain))
+
+
+def check_gain(gain: float) -> float:
+    """Return `gain` if it is a positive number, else raise `ValueError`."""
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < float('inf'):
+        raise ValueError(f'`gain` must be a positive number, got {gain!r}')
+    return gain
+
+
+def ignore_in_ddp(model: nn.Module) -> None:
+    """Spare DistributedDataParallel the broadcast of filters that every rank draws for itself; kept ones need it."""
+    model._ddp_params_and_buffers_to_ignore = [
+        f'{name}.{tensor}'.lstrip('.')
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_frozen(module) and not module.filter_record.is_kept
+        for tensor, _ in module.named_buffers()
+    ]

@@ -1,0 +1,64 @@
+"""One random vector for all spatial convolutions (section 4.3, appendix D): `share_weights`."""
+
+import math
+
+from torch import nn
+
+from timm_lc.filters import FilterRecord, check_seed
+from timm_lc.layers.frozen import SharedFilters, filter_shape, share_convolution
+from timm_lc.spatial import FilterFn, matched_convolutions
+from timm_lc.transforms.freeze import check_gain, ignore_in_ddp
+
+__all__ = ['share_weights']
+
+
+def share_weights(
+    model: nn.Module,
+    seed: int = 0,
+    recycle: int = 1,
+    filter_fn: FilterFn | None = None,
+    *,
+    shared_length: int | None = None,
+    gain: float = 1.0,
+) -> nn.Module:
+    """Let, in place, all spatial convolutions slice their filters from one random vector; return `model`.
+
+    Shared filters are random and frozen: convolutions that still learn are frozen by this. Slices are scaled by
+    gain / sqrt(C_in/groups * k_h * k_w) for each layer.
+
+    Args:
+        model: Any network with `nn.Conv2d` layers.
+        seed: Filter seed in [0, 2**32).
+        recycle: r; the vector is r times shorter than the longest slice and repeats, rounded up to whole filters of the
+            longest layer (below that to whole k_h x k_w kernels).
+        filter_fn: `filter_fn(module, name)` narrows which spatial convolutions share.
+        shared_length: Length of the vector, in place of `recycle` (figure 10), rounded up in the same way.
+        gain: As in `freeze_spatial`.
+
+    Raises:
+        ValueError: If nothing matches or an argument is out of range.
+    """
+    matched = matched_convolutions(model, filter_fn)
+    records = [FilterRecord(filter_shape(conv), check_seed(seed), gain=float(check_gain(gain))) for _, conv in matched]
+    longest = max(records, key=lambda record: record.numel)
+    period = _period(longest, recycle, shared_length)
+    like = matched[0][1].weight
+    shared = SharedFilters(seed, longest.numel, period, device=like.device, dtype=like.dtype)
+    for (_, conv), record in zip(matched, records, strict=True):
+        share_convolution(conv, FilterRecord(record.shape, seed, period=period, gain=record.gain), shared)
+    ignore_in_ddp(model)
+    return model
+
+
+def _period(longest: FilterRecord, recycle: int, shared_length: int | None) -> int:
+    """Return the length at which the vector repeats, 0 if it is as long as the longest slice."""
+    for name, value in (('recycle', recycle), ('shared_length', shared_length)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+    if shared_length is not None and recycle != 1:
+        raise ValueError(f'give `recycle` or `shared_length`, not both: got {recycle} and {shared_length}')
+    wanted = math.ceil(longest.numel / recycle) if shared_length is None else shared_length
+    whole_filter, kernel = math.prod(longest.shape[1:]), math.prod(longest.shape[2:])
+    unit = whole_filter if wanted >= whole_filter else kernel
+    period = math.ceil(wanted / unit) * unit
+    return period if period < longest.numel else 0
