@@ -9,18 +9,21 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout: a folder imports only from those above it, a file only from files above it in its folder
 LAYOUT = {
     '': ['_timm', 'filters', 'spatial', 'inputs'],
-    'layers': ['frozen', 'packing', 'lc_conv'],
+    'layers': ['shared', 'frozen', 'packing', 'lc_conv'],
     'optim': [],
-    'transforms': ['freeze', 'share', 'combine', 'prune', 'fold'],
+    'transforms': ['freeze', 'share', 'combine', 'prune', 'options', 'fold'],
     'analysis': ['metrics', 'robustness', 'intervals', 'counting', 'evaluation'],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
     'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
-    'training': ['files', 'parallel', 'digits', 'data', 'trainer'],
+    'training': ['files', 'parallel', 'digits', 'data', 'trainer', 'demo'],
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'catalogue', 'runs', 'results', 'imagenet', 'tables', 'plots',
         'figures', 'estimate', 'planning', 'sections', 'reproduce', 'report', 'sizes', 'sweep',
     ],
-    'commands': ['description', 'demo', '_scripts', '_arguments', 'prune', 'reproduce'],
+    'commands': [
+        'description', '_scripts', '_arguments', 'demo', 'list', 'info', 'train', 'run', 'cifar', 'reproduce', 'report',
+        'prune', 'export', 'push',
+    ],
     'cli': [],
     '__main__': [],
     '__init__': [],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ['KEPT', 'UNIFORM', 'VERSION', 'FilterRecord', 'check_seed', 'layer_stream', 'random_values']
+__all__ = ['KEPT', 'UNIFORM', 'VERSION', 'FilterRecord', 'check_gain', 'check_seed', 'layer_stream', 'random_values']
 
 VERSION = 1
 SHARED_STREAM = 0
@@ -29,6 +29,13 @@ def check_seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f'`seed` must be an integer in [0, 2**32), got {seed!r}')
     return seed
+
+
+def check_gain(gain: float) -> float:
+    """Return `gain` if it is a positive number, else raise `ValueError`."""
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < float('inf'):
+        raise ValueError(f'`gain` must be a positive number, got {gain!r}')
+    return gain
 
 
 def layer_stream(name: str) -> int:

@@ -90,7 +90,7 @@ def test_demo_refuses_a_folder_without_images(tmp_path, capsys):
 
 
 def test_demo_trains_saves_reloads_and_folds(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('timm_lc.commands.demo.os.cpu_count', lambda: 0)
+    monkeypatch.setattr('timm_lc.training.demo.os.cpu_count', lambda: 0)
     write_images(tmp_path / 'images', classes=2, count=40)
     argv = ['demo', '--model', 'lc_resnet20_16x1', '--epochs', '2', '--data-dir', str(tmp_path / 'images')]
     assert main([*argv, '--output', str(tmp_path / 'out')]) == 0

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from timm_lc import LCConv2d, add_linear_combinations, freeze_spatial, share_weights
-from timm_lc.layers.frozen import SharedFilters
+from timm_lc.layers.shared import SharedFilters
 
 SUBCLASSES = [nn.Conv2d, Conv2dSame, StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

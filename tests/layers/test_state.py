@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, count_parameters, freeze_spatial, share_weights
-from timm_lc.layers.frozen import SharedFilters
+from timm_lc.layers.shared import SharedFilters
 from timm_lc.transforms.freeze import seed_spatial
 
 VARIANTS = {

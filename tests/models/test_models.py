@@ -13,7 +13,7 @@ from torch import nn
 import timm_lc
 from timm_lc.models import LCOptions
 from timm_lc.models.lc_zoo import MODULES
-from timm_lc.transforms.fold import LC_ARGUMENTS
+from timm_lc.transforms.options import LC_ARGUMENTS
 
 PAPER = ['lc_resnet18', 'lc_resnet50', 'lc_resnet50d', 'lc_resnext50_32x4d', 'lc_wide_resnet50_2', 'lc_mobilenetv2_100',
          'lc_mobilenetv3_large_100']  # fmt: skip

@@ -13,7 +13,7 @@ from timm.layers import CondConv2d
 from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, count_parameters, fold, freeze_spatial, share_weights
-from timm_lc.layers.frozen import SharedFilters
+from timm_lc.layers.shared import SharedFilters
 from timm_lc.transforms.freeze import seed_spatial
 
 # plain and strided; grouped and normalised by groups; depthwise; depthwise, even kernels, biases; standardised weights

@@ -3,6 +3,7 @@
 Importing this package has registered the names, so a script only has to run in the same process.
 """
 
+import argparse
 import hashlib
 import os
 import runpy
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
-__all__ = ['find_train_script', 'run_script']
+__all__ = ['find_train_script', 'run_script', 'script_path']
 
 # SHA-256 of train.py at the release tags of timm's repository.
 CHECKSUMS = {
@@ -22,6 +23,17 @@ CHECKSUMS = {
     '1.0.28': '1fb02d26fe16536bc7de2c987980644353117c2b2b8046532261464093cd1ac6',
 }
 SOURCE = 'https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{version}/train.py'
+
+
+def script_path(text: str) -> Path:
+    """Return the path of a script given on the command line, which must be a file."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(
+            f"must be a Python file, got {text!r}, which does not exist; timm's are in a clone of "
+            'https://github.com/huggingface/pytorch-image-models'
+        )
+    return path
 
 
 def run_script(script: Path, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command `timm-lc prune`: its arguments, and what it does."""
+"""`timm-lc prune`: zeros in the pointwise weights of a checkpoint (section 4.3, figure 19)."""
 
 import argparse
 import tempfile
@@ -7,10 +7,16 @@ from typing import Any
 
 from timm_lc.commands._arguments import add_checkpoint, load_checkpoint, refuse_to_replace, storage_dtype
 
-__all__ = ['add_prune_arguments', 'run_prune']
+__all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
+
+HELP = 'prune the pointwise weights of a checkpoint, or draw its accuracy over the pruned share'
+EXAMPLE = (
+    'timm-lc prune output/train/RUN --amount 0.7 --dtype float16 --output output/pruned\n'
+    '  timm-lc prune output/train/RUN --amounts 0:0.95:0.05 --data-dir /imagenet --output output/pruned'
+)
 
 
-def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `timm-lc prune`."""
     parser.usage = '%(prog)s CHECKPOINT [--amount SHARE] [--amounts START:STOP:STEP] --output FILE_OR_DIR [options]'
     add_checkpoint(parser)
@@ -44,7 +50,7 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=int, default=256, metavar='N', help='images in a batch (%(default)s)')
 
 
-def run_prune(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prune a checkpoint and save it, measure it pruned by several shares, or both; print what came of it."""
     from timm_lc.transforms.prune import check_amount
 
@@ -58,44 +64,44 @@ def run_prune(args: argparse.Namespace) -> None:
     refuse_to_replace(args.checkpoint, weights)
     model = load_checkpoint(args)
     if args.data_dir is not None:
-        _measure(args, model, weights)
+        from timm_lc.analysis.evaluation import folder_loader
+
+        loader = folder_loader(model, args.data_dir, args.batch_size, args.limit)
+        _measure(model, loader, args.amount, args.amounts or [], weights)
     if args.amount is not None:
-        _save_pruned(args, model, weights)
+        _save_pruned(model, args.amount, weights, dense=args.dense, dtype=storage_dtype(args))
 
 
-def _measure(args: argparse.Namespace, model: Any, weights: Path) -> None:
+def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float], weights: Path) -> None:
     """Print the accuracy at each share, and write the table and the figure of a sweep."""
     import torch
 
-    from timm_lc.analysis.evaluation import folder_loader
     from timm_lc.checkpoints.checkpoint import WEIGHTS
     from timm_lc.paper.plots import check_figures
     from timm_lc.paper.sweep import sweep, write_sweep
 
-    if args.amounts:
+    if amounts:
         check_figures()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    loader = folder_loader(model, args.data_dir, args.batch_size, args.limit)
     images = len(loader.dataset)
-    amounts = {*(args.amounts or [0.0]), *([] if args.amount is None else [args.amount])}
-    points = sweep(model, sorted(amounts), loader, device)
+    points = sweep(model, sorted({*(amounts or [0.0]), *([] if amount is None else [amount])}), loader, device)
     print(f'{"pruned":>8}{"accuracy":>11}{"non-zero":>14}   on {images:,} images')
     for point in points:
         print(f'{point.amount:>8.2%}{point.accuracy:>10.2f}%{point.nonzero:>14,}')
-    if args.amounts:
+    if amounts:
         stem = weights.with_name('pruning') if weights.name == WEIGHTS else weights.with_suffix('')
         about = {'model': model.pretrained_cfg['architecture'], 'images': images}
         print('\n'.join(map(str, write_sweep(points, stem, **about))))
 
 
-def _save_pruned(args: argparse.Namespace, model: Any, weights: Path) -> None:
+def _save_pruned(model: Any, amount: float, weights: Path, *, dense: bool, dtype: Any) -> None:
     """Prune `model` in place, print what is left of each layer, and save it."""
     from timm_lc.analysis.counting import count_parameters
     from timm_lc.transforms.prune import pointwise_sparsity, prune_pointwise
 
     with tempfile.TemporaryDirectory() as unpruned:
         before = _write(model, Path(unpruned, weights.name)).stat().st_size
-    layers = pointwise_sparsity(prune_pointwise(model, args.amount))
+    layers = pointwise_sparsity(prune_pointwise(model, amount))
     size, zeros = sum(layer.size for layer in layers), sum(layer.zeros for layer in layers)
     width = max(len(layer.name) for layer in layers) + 2
     print(f'{"layer":<{width}}{"weights":>12}{"zeros":>12}{"share":>9}')
@@ -103,10 +109,10 @@ def _save_pruned(args: argparse.Namespace, model: Any, weights: Path) -> None:
         print('{:<{}}{:>12,}{:>12,}{:>9.2%}'.format(name, width, *values))
     counts = count_parameters(model)
     print(f'\nparameters: {counts.learnable:,} learnable, {counts.total:,} total, {counts.nonzero:,} non-zero')
-    sparse = not args.dense and model.pretrained_cfg['architecture'].startswith('lc_')
-    after = _write(model, weights, sparse=sparse, dtype=storage_dtype(args)).stat().st_size
-    form = 'sparse' if sparse else 'dense' if args.dense else 'dense, as stock networks load no other form'
-    print(f'bytes: {before:,} before, {after:,} after ({form}, {args.dtype}): {weights}')
+    sparse = not dense and model.pretrained_cfg['architecture'].startswith('lc_')
+    after = _write(model, weights, sparse=sparse, dtype=dtype).stat().st_size
+    form = 'sparse' if sparse else 'dense' if dense else 'dense, as stock networks load no other form'
+    print(f'bytes: {before:,} before, {after:,} after ({form}, {str(dtype).removeprefix("torch.")}): {weights}')
 
 
 def _pruned_weights(output: Path) -> Path:

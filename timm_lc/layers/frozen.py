@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models import adapt_input_conv, register_notrace_module
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from timm_lc.filters import RECORD_BITS, SHARED_STREAM, FilterRecord, check_seed, fingerprint, random_values
+from timm_lc.filters import RECORD_BITS, FilterRecord, fingerprint
+from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class
 
 __all__ = [
-    'SharedFilters',
     'filter_shape',
     'freeze_convolution',
     'is_frozen',
-    'is_shared',
     'remove_hook',
     'seed_convolution',
     'share_convolution',
@@ -36,11 +35,6 @@ def is_frozen(module: nn.Module) -> bool:
     return _RECORD in module._buffers
 
 
-def is_shared(module: nn.Module) -> bool:
-    """Return whether `module` takes its filters from a `SharedFilters`."""
-    return isinstance(module, _SharedWeight)
-
-
 def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:
     """Return (C_out, C_in/groups, k_h, k_w) of a convolution."""
     k_h, k_w = conv.kernel_size
@@ -50,7 +44,7 @@ def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:
 def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     """Set the learnable weight of `conv` to the filters of `record`, in place; it then loads frozen checkpoints too."""
     if not conv.weight.is_meta:
-        _copy(conv.weight, record.filters())
+        copy_filters(conv.weight, record.filters())
     _add_load_hook(conv)
 
 
@@ -63,7 +57,7 @@ def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     """Turn the weight of `conv` into a buffer of the filters of `record`, in place; a kept record keeps the weight."""
     like = conv.weight.detach()
     if is_shared(conv):
-        _leave_shared(conv)
+        leave_shared(conv)
     conv._parameters.pop('weight', None)
     conv.register_buffer('weight', like if record.is_kept else torch.empty_like(like), persistent=record.is_kept)
     _attach(conv, record, like)
@@ -73,11 +67,11 @@ def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilt
     """Let `conv` slice its filters from `shared`, in place; its class becomes a subclass that reads them there."""
     like = conv.weight.detach()
     if is_shared(conv):
-        _leave_shared(conv)
+        leave_shared(conv)
     conv._parameters.pop('weight', None)
     conv._buffers.pop('weight', None)
     conv._non_persistent_buffers_set.discard('weight')
-    conv.__class__ = _shared_class(type(conv))
+    conv.__class__ = shared_class(type(conv))
     conv.shared = shared
     conv.filter_scale = record.scale
     _attach(conv, record, like)
@@ -87,7 +81,7 @@ def thaw_convolution(conv: nn.Conv2d) -> None:
     """Turn a frozen convolution back into an ordinary one of its class, in place: its filters become a parameter."""
     weight = conv.weight.detach()
     if is_shared(conv):
-        _leave_shared(conv)
+        leave_shared(conv)
     for name in ('weight', _RECORD):
         conv._buffers.pop(name, None)
         conv._non_persistent_buffers_set.discard(name)
@@ -120,15 +114,10 @@ def _fill(conv: nn.Conv2d, filters: np.ndarray | None = None) -> None:
         if is_shared(conv):
             conv.shared.fill()
         else:
-            _copy(conv.weight, _fit(filters, conv))
+            copy_filters(conv.weight, _fit(filters, conv))
     conv.record.copy_(torch.from_numpy(bits))
     conv.is_unfilled = False
     remove_hook(conv._forward_pre_hooks, refuse_unfilled)
-
-
-def _copy(target: Tensor, filters: np.ndarray) -> None:
-    with torch.no_grad():
-        target.copy_(torch.from_numpy(filters))
 
 
 def _fit(filters: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
@@ -253,89 +242,3 @@ def _stored(weight: Tensor | None) -> np.ndarray:
 
 def _equal(stored: Tensor, filters: np.ndarray) -> bool:
     return torch.equal(stored.flatten().cpu(), torch.from_numpy(filters).to(stored.dtype).flatten())
-
-
-class SharedFilters(nn.Module):
-    """The one random vector that all shared convolutions of a network slice (section 4.3).
-
-    Args:
-        seed: Filter seed in [0, 2**32).
-        longest: Length of the longest slice.
-        period: Length of the vector if it is recycled, 0 if not.
-    """
-
-    vector: Tensor
-
-    def __init__(self, seed: int, longest: int, period: int = 0, *, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        self.seed, self.longest, self.period = check_seed(seed), longest, period
-        self.register_buffer('vector', torch.empty(period or longest, device=device, dtype=dtype), persistent=False)
-        self.filled = False
-        self.others: dict[tuple[int, int], SharedFilters] = {}
-
-    def fill(self) -> None:
-        """Draw the values, unless they are there."""
-        if not (self.vector.is_meta or self.filled):
-            _copy(self.vector, random_values(self.seed, SHARED_STREAM, len(self.vector)))
-            self.filled = True
-
-    def _apply(self, fn: Any, recurse: bool = True) -> 'SharedFilters':
-        before = self.vector
-        super()._apply(fn, recurse)
-        if self.vector is not before:  # `to_empty` loses the values, `to` keeps them
-            is_meta = before.is_meta or self.vector.is_meta
-            self.filled = self.filled and not is_meta and torch.equal(before.to(self.vector), self.vector)
-        return self
-
-    def peer(self, record: FilterRecord) -> 'SharedFilters':
-        """Return the vector that `record` slices: this one, or another if a checkpoint has other seeds or periods."""
-        key = record.seed, record.period
-        if key == (self.seed, self.period) and record.numel <= max(self.longest, self.period):
-            return self
-        if key not in self.others:
-            longest = max(self.longest, record.numel)
-            self.others[key] = SharedFilters(
-                record.seed, longest, record.period, device=self.vector.device, dtype=self.vector.dtype
-            )
-        return self.others[key]
-
-    def extra_repr(self) -> str:
-        """Return seed, length and period."""
-        return f'seed={self.seed}, longest={self.longest}, period={self.period}'
-
-
-class _SharedWeight:
-    """Reads a convolution's weight from `self.shared`; mixed into the convolution's own class."""
-
-    @property
-    def weight(self) -> Tensor:
-        rows, channels = self.out_channels, self.in_channels // self.groups
-        k_h, k_w = self.kernel_size[0], self.kernel_size[1]
-        filters = repeat_to(self.shared.vector, rows * channels * k_h * k_w) * self.filter_scale
-        return filters.view(rows, channels, k_h, k_w)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        return _new_shared, (type(self).__bases__[1],), self.__dict__
-
-
-def repeat_to(vector: Tensor, length: int) -> Tensor:
-    """Return the first `length` values, the vector repeated if it is shorter."""
-    if vector.numel() < length:
-        vector = vector.repeat((length + vector.numel() - 1) // vector.numel())
-    return vector[:length]
-
-
-@functools.cache
-def _shared_class(base: Any) -> Any:
-    """Return the subclass of `base` that shares; instances pickle through `_new_shared`."""
-    return register_notrace_module(type(f'Shared{base.__name__}', (_SharedWeight, base), {'__module__': __name__}))
-
-
-def _new_shared(base: type[nn.Conv2d]) -> nn.Conv2d:
-    cls = _shared_class(base)
-    return cls.__new__(cls)
-
-
-def _leave_shared(conv: nn.Conv2d) -> None:
-    conv.__class__ = type(conv).__bases__[1]
-    del conv.shared, conv.filter_scale

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
 from timm_lc.filters import FilterRecord, check_seed, layer_stream
-from timm_lc.layers.frozen import filter_shape, freeze_convolution, refuse_unfilled, repeat_to, seed_convolution
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, refuse_unfilled, seed_convolution
+from timm_lc.layers.shared import repeat_to
 
 __all__ = ['LCConv2d']
 

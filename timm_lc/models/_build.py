@@ -1,7 +1,5 @@
 """From a timm entry point to an `lc_` one: options, transforms, pretrained weights, feature wrappers."""
 
-import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,67 +8,17 @@ from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, r
 from torch import nn
 
 from timm_lc._timm import describe_as, record_arguments, source_of
-from timm_lc.layers.frozen import freeze_convolution, is_frozen, is_shared, share_convolution
+from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convolution
 from timm_lc.layers.packing import accept_packed
-from timm_lc.transforms.combine import add_linear_combinations
-from timm_lc.transforms.fold import LC_ARGUMENTS
-from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
-from timm_lc.transforms.share import share_weights
+from timm_lc.layers.shared import is_shared
+from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions
 
-__all__ = ['LCOptions', 'build', 'register']
+__all__ = ['build', 'register']
 
 CreateBase = Callable[..., nn.Module]
 
 # What timm's feature wrappers put before the names of the network's own layers
 _WRAPPER = re.compile(r'^(model|graph_module|body)\.')
-
-
-@dataclasses.dataclass(frozen=True)
-class LCOptions:
-    """Keyword arguments of every `lc_` model.
-
-    Args:
-        freeze_spatial: Whether the spatial filters keep their random values; False is the learnable baseline.
-        share_weights: Whether all layers slice one random vector (section 4.3).
-        recycle: r; the shared vector is r times shorter and repeats.
-        shared_length: Length of the shared vector, in place of `recycle` (figure 10).
-        expansion: E turns each spatial convolution into an LC-Block; None leaves combining to the architecture.
-        seed: Filter seed in [0, 2**32), independent of the training seed.
-        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
-            or sqrt(6) (He) for a network without norms.
-    """
-
-    freeze_spatial: bool = True
-    share_weights: bool = False
-    recycle: int = 1
-    shared_length: int | None = None
-    expansion: int | None = None
-    seed: int = 0
-    gain: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ('freeze_spatial', 'share_weights'):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f'`{name}` must be True or False, got {getattr(self, name)!r}')
-        if self.share_weights and not self.freeze_spatial:
-            raise ValueError(
-                '`share_weights=True` needs `freeze_spatial=True`: shared filters are random and never learn'
-            )
-        if not self.share_weights and (self.recycle != 1 or self.shared_length is not None):
-            raise ValueError('`recycle` and `shared_length` need `share_weights=True`')
-
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Transform a stock network in place."""
-        gain = self.gain if self.gain is not None else 1.0 if _has_norm(model) else math.sqrt(6)
-        if self.expansion is not None:
-            add_linear_combinations(model, self.expansion, self.seed, self.freeze_spatial, gain=gain)
-        elif self.freeze_spatial:
-            freeze_spatial(model, self.seed, gain=gain)
-        else:
-            seed_spatial(model, self.seed, gain=gain)
-        if self.share_weights:
-            share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
-        return model
 
 
 def build(
@@ -131,10 +79,6 @@ def register(
     entrypoint.__module__, entrypoint.__doc__ = module['__name__'], doc
     module.setdefault('default_cfgs', {}).update(generate_default_cfgs({name: cfg}))
     module[name] = register_model(entrypoint)
-
-
-def _has_norm(model: nn.Module) -> bool:
-    return any('Norm' in type(module).__name__ for module in model.modules())
 
 
 def _learnable_stem(model: nn.Module, first_conv: tuple[str, ...]) -> tuple[str, ...]:

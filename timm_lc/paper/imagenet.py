@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from timm_lc.checkpoints.checkpoint import train_arguments
-from timm_lc.models._build import LCOptions
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.results import Line, make_line
 from timm_lc.training.files import write_text
-from timm_lc.transforms.fold import LC_ARGUMENTS
+from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions
 
 __all__ = ['collect_runs', 'stock_results', 'write_commands']
 

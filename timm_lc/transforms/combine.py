@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from timm_lc.filters import check_seed
-from timm_lc.layers.frozen import is_shared
+from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.lc_conv import LCConv2d, check_expansion
+from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
-from timm_lc.transforms.freeze import check_gain, ignore_in_ddp, name_record
+from timm_lc.transforms.freeze import ignore_in_ddp, name_record
 
 __all__ = ['add_linear_combinations', 'replace_modules']
 

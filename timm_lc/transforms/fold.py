@@ -11,11 +11,9 @@ from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolutio
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.packing import refuse_packed
 from timm_lc.transforms.combine import replace_modules
+from timm_lc.transforms.options import LC_ARGUMENTS
 
-__all__ = ['LC_ARGUMENTS', 'fold']
-
-# Keyword arguments that `lc_` models have and stock ones lack
-LC_ARGUMENTS = ('freeze_spatial', 'share_weights', 'recycle', 'shared_length', 'expansion', 'seed', 'gain')
+__all__ = ['fold']
 
 
 def fold(model: nn.Module) -> nn.Module:

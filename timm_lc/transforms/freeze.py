@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from timm_lc.filters import KEPT, FilterRecord, check_seed, layer_stream
-from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, is_shared, seed_convolution
+from timm_lc.filters import KEPT, FilterRecord, check_gain, check_seed, layer_stream
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, seed_convolution
+from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
 
 __all__ = ['freeze_spatial', 'seed_spatial']
@@ -63,13 +64,6 @@ def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0) -> nn.Module
 def name_record(conv: nn.Conv2d, name: str, seed: int, gain: float) -> FilterRecord:
     """Return the record of the unshared filters of the layer `name`."""
     return FilterRecord(filter_shape(conv), seed, layer_stream(name), gain=float(gain))
-
-
-def check_gain(gain: float) -> float:
-    """Return `gain` if it is a positive number, else raise `ValueError`."""
-    if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < float('inf'):
-        raise ValueError(f'`gain` must be a positive number, got {gain!r}')
-    return gain
 
 
 def ignore_in_ddp(model: nn.Module) -> None:

@@ -4,10 +4,11 @@ import math
 
 from torch import nn
 
-from timm_lc.filters import FilterRecord, check_seed
-from timm_lc.layers.frozen import SharedFilters, filter_shape, share_convolution
+from timm_lc.filters import FilterRecord, check_gain, check_seed
+from timm_lc.layers.frozen import filter_shape, share_convolution
+from timm_lc.layers.shared import SharedFilters
 from timm_lc.spatial import FilterFn, matched_convolutions
-from timm_lc.transforms.freeze import check_gain, ignore_in_ddp
+from timm_lc.transforms.freeze import ignore_in_ddp
 
 __all__ = ['share_weights']
 

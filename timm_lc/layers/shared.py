@@ -1,0 +1,111 @@
+"""The one random vector that shared convolutions slice (section 4.3, appendix D)."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from timm_lc.filters import SHARED_STREAM, FilterRecord, check_seed, random_values
+
+__all__ = ['SharedFilters', 'copy_filters', 'is_shared', 'leave_shared', 'repeat_to', 'shared_class']
+
+
+def is_shared(module: nn.Module) -> bool:
+    """Return whether `module` takes its filters from a `SharedFilters`."""
+    return isinstance(module, _SharedWeight)
+
+
+def copy_filters(target: Tensor, filters: np.ndarray) -> None:
+    """Write float32 filters into a tensor, in place."""
+    with torch.no_grad():
+        target.copy_(torch.from_numpy(filters))
+
+
+class SharedFilters(nn.Module):
+    """The one random vector that all shared convolutions of a network slice (section 4.3).
+
+    Args:
+        seed: Filter seed in [0, 2**32).
+        longest: Length of the longest slice.
+        period: Length of the vector if it is recycled, 0 if not.
+    """
+
+    vector: Tensor
+
+    def __init__(self, seed: int, longest: int, period: int = 0, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.seed, self.longest, self.period = check_seed(seed), longest, period
+        self.register_buffer('vector', torch.empty(period or longest, device=device, dtype=dtype), persistent=False)
+        self.filled = False
+        self.others: dict[tuple[int, int], SharedFilters] = {}
+
+    def fill(self) -> None:
+        """Draw the values, unless they are there."""
+        if not (self.vector.is_meta or self.filled):
+            copy_filters(self.vector, random_values(self.seed, SHARED_STREAM, len(self.vector)))
+            self.filled = True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> 'SharedFilters':
+        before = self.vector
+        super()._apply(fn, recurse)
+        if self.vector is not before:  # `to_empty` loses the values, `to` keeps them
+            is_meta = before.is_meta or self.vector.is_meta
+            self.filled = self.filled and not is_meta and torch.equal(before.to(self.vector), self.vector)
+        return self
+
+    def peer(self, record: FilterRecord) -> 'SharedFilters':
+        """Return the vector that `record` slices: this one, or another if a checkpoint has other seeds or periods."""
+        key = record.seed, record.period
+        if key == (self.seed, self.period) and record.numel <= max(self.longest, self.period):
+            return self
+        if key not in self.others:
+            longest = max(self.longest, record.numel)
+            self.others[key] = SharedFilters(
+                record.seed, longest, record.period, device=self.vector.device, dtype=self.vector.dtype
+            )
+        return self.others[key]
+
+    def extra_repr(self) -> str:
+        """Return seed, length and period."""
+        return f'seed={self.seed}, longest={self.longest}, period={self.period}'
+
+
+class _SharedWeight:
+    """Reads a convolution's weight from `self.shared`; mixed into the convolution's own class."""
+
+    @property
+    def weight(self) -> Tensor:
+        rows, channels = self.out_channels, self.in_channels // self.groups
+        k_h, k_w = self.kernel_size[0], self.kernel_size[1]
+        filters = repeat_to(self.shared.vector, rows * channels * k_h * k_w) * self.filter_scale
+        return filters.view(rows, channels, k_h, k_w)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return _new_shared, (type(self).__bases__[1],), self.__dict__
+
+
+def repeat_to(vector: Tensor, length: int) -> Tensor:
+    """Return the first `length` values, the vector repeated if it is shorter."""
+    if vector.numel() < length:
+        vector = vector.repeat((length + vector.numel() - 1) // vector.numel())
+    return vector[:length]
+
+
+@functools.cache
+def shared_class(base: Any) -> Any:
+    """Return the subclass of `base` that shares; instances pickle through `_new_shared`."""
+    return register_notrace_module(type(f'Shared{base.__name__}', (_SharedWeight, base), {'__module__': __name__}))
+
+
+def _new_shared(base: type[nn.Conv2d]) -> nn.Conv2d:
+    cls = shared_class(base)
+    return cls.__new__(cls)
+
+
+def leave_shared(conv: nn.Conv2d) -> None:
+    """Give `conv` back its own class, in place; it is then without a weight."""
+    conv.__class__ = type(conv).__bases__[1]
+    del conv.shared, conv.filter_scale

@@ -1,0 +1,68 @@
+"""Keyword arguments of every `lc_` model, and the transforms they stand for."""
+
+import dataclasses
+import math
+
+from torch import nn
+
+from timm_lc.transforms.combine import add_linear_combinations
+from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
+from timm_lc.transforms.share import share_weights
+
+__all__ = ['LC_ARGUMENTS', 'LCOptions']
+
+
+@dataclasses.dataclass(frozen=True)
+class LCOptions:
+    """Keyword arguments of every `lc_` model.
+
+    Args:
+        freeze_spatial: Whether the spatial filters keep their random values; False is the learnable baseline.
+        share_weights: Whether all layers slice one random vector (section 4.3).
+        recycle: r; the shared vector is r times shorter and repeats.
+        shared_length: Length of the shared vector, in place of `recycle` (figure 10).
+        expansion: E turns each spatial convolution into an LC-Block; None leaves combining to the architecture.
+        seed: Filter seed in [0, 2**32), independent of the training seed.
+        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
+            or sqrt(6) (He) for a network without norms.
+    """
+
+    freeze_spatial: bool = True
+    share_weights: bool = False
+    recycle: int = 1
+    shared_length: int | None = None
+    expansion: int | None = None
+    seed: int = 0
+    gain: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('freeze_spatial', 'share_weights'):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f'`{name}` must be True or False, got {getattr(self, name)!r}')
+        if self.share_weights and not self.freeze_spatial:
+            raise ValueError(
+                '`share_weights=True` needs `freeze_spatial=True`: shared filters are random and never learn'
+            )
+        if not self.share_weights and (self.recycle != 1 or self.shared_length is not None):
+            raise ValueError('`recycle` and `shared_length` need `share_weights=True`')
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Transform a stock network in place."""
+        gain = self.gain if self.gain is not None else 1.0 if _has_norm(model) else math.sqrt(6)
+        if self.expansion is not None:
+            add_linear_combinations(model, self.expansion, self.seed, self.freeze_spatial, gain=gain)
+        elif self.freeze_spatial:
+            freeze_spatial(model, self.seed, gain=gain)
+        else:
+            seed_spatial(model, self.seed, gain=gain)
+        if self.share_weights:
+            share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
+        return model
+
+
+# Keyword arguments that `lc_` models have and stock ones lack
+LC_ARGUMENTS = tuple(field.name for field in dataclasses.fields(LCOptions))
+
+
+def _has_norm(model: nn.Module) -> bool:
+    return any('Norm' in type(module).__name__ for module in model.modules())
