@@ -106,13 +106,14 @@ for folder in map(pathlib.Path, map(str.strip, sys.stdin)):
 @pytest.fixture(scope='module')
 def logits_elsewhere():
     """Return a function that loads a folder in a process that has never seen the network: its logits for images."""
-    folders = [*map(str, (Path(timm_lc.__file__).parents[1], Path(__file__).parent)), os.environ.get('PYTHONPATH', '')]
+    here = Path(__file__)
+    folders = [Path(timm_lc.__file__).parents[1], here.parents[1], here.parent, os.environ.get('PYTHONPATH', '')]
     child = subprocess.Popen(
         [sys.executable, '-c', CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(folders)},
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, folders))},
     )
 
     def logits_elsewhere(folder, images):
