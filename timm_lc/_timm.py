@@ -12,11 +12,11 @@ from torch import nn
 __all__ = [
     'describe_as',
     'feature_take_indices',
+    'name_local_weights',
     'optimizer_registry',
     'record_arguments',
     'replace_arguments',
     'save_config',
-    'source_of',
 ]
 
 # What timm's factory passes beside the arguments that make a network what it is
@@ -42,7 +42,7 @@ def replace_arguments(model: nn.Module, forgotten: tuple[str, ...], given: dict[
     model._model_args = {**kept, **given}
 
 
-def source_of(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+def name_local_weights(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
     """Return a config that names the weights in a local folder, where timm before 1.0.26 cannot read safetensors."""
     weights = Path(pretrained_cfg.get('file') or '', 'model.safetensors')
     is_folder = pretrained_cfg.get('source') == 'local-dir' and weights.is_file()

@@ -85,17 +85,17 @@ def test_frozen_and_learnable_differ_in_that_alone():
 
 
 def test_printed_numbers_are_the_papers():
-    table2 = {(p.series, p.x, p.value): p.low for p in EXPERIMENTS['table2'].printed}
+    table2 = {(p.series, p.x, p.key): p.low for p in EXPERIMENTS['table2'].printed}
     assert table2[FROZEN, 'ResNet-50', 'top1'] == 74.45
     assert table2[LEARNABLE, 'ResNet-50', 'top1'] == 79.50
     assert table2[GAP, 'ResNet-50', 'top1'] == pytest.approx(-5.05)
     assert table2[FROZEN, 'MobileNet v3 L 1.00', 'top5'] == 87.96
     assert table2[GAP, 'ResNet-50d', 'top1'] == -4.32  # as printed; its accuracies give 4.12
     assert len(table2) == 7 * 5
-    table1 = {(p.x, p.value): p.low for p in EXPERIMENTS['table1'].printed}
+    table1 = {(p.x, p.key): p.low for p in EXPERIMENTS['table1'].printed}
     assert table1['Baseline', 'accuracy'] == 91.39
     assert table1['+ 1x1 pruning (0.7)', 'nonzero'] == pytest.approx(1.7e6)
-    table3 = {(p.x, p.value): p.low for p in EXPERIMENTS['table3'].printed}
+    table3 = {(p.x, p.key): p.low for p in EXPERIMENTS['table3'].printed}
     assert table3['Baseline', 'both_ms'] == 124
     assert table3['+ 1x1 pruning (0.7)', 'checkpoint'] == 17.74
     assert all(p.series == GAP for p in EXPERIMENTS['fig3'].printed)

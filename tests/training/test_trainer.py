@@ -21,7 +21,7 @@ from torchvision.transforms import functional
 
 from timm_lc.cli import main
 from timm_lc.paper.results import load, merge
-from timm_lc.paper.runs import complete
+from timm_lc.paper.runs import train_once
 from timm_lc.training import trainer
 from timm_lc.training.data import Images, augment, load_images
 from timm_lc.training.files import lock, read_lines
@@ -261,8 +261,8 @@ def test_channel_of_one_value_trains(images, tmp_path):
 
 def test_run_is_trained_by_one_process_at_a_time(images, tmp_path):
     with lock(tmp_path / 'run'), pytest.raises(trainer.OutOfTime):
-        complete(RUN, images, tmp_path / 'run', CPU, deadline=0)
-    assert complete(RUN, images, tmp_path / 'run', CPU)['seed'] == RUN.seed
+        train_once(RUN, images, tmp_path / 'run', CPU, deadline=0)
+    assert train_once(RUN, images, tmp_path / 'run', CPU)['seed'] == RUN.seed
 
 
 def test_several_processes_lose_no_line(tmp_path):

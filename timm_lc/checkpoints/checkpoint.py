@@ -22,7 +22,7 @@ from timm.models import clean_state_dict
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_lc._timm import save_config, source_of
+from timm_lc._timm import name_local_weights, save_config
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.filters import VERSION
@@ -121,7 +121,7 @@ def _load_folder(path: Path, model_kwargs: dict[str, Any]) -> nn.Module:
         json.loads(config.read_text(encoding='utf-8'))['architecture']
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{config} does not tell the architecture of a timm model: {error}') from error
-    weights = source_of({'source': 'local-dir', 'file': str(path.parent)})
+    weights = name_local_weights({'source': 'local-dir', 'file': str(path.parent)})
     return timm.create_model(
         f'local-dir:{path.parent}', pretrained=True, pretrained_cfg_overlay=weights, **model_kwargs
     ).eval()

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Train one network with several seeds, and print mean and spread."""
     check_model(args.model)
     from timm_lc.analysis.intervals import mean_and_std
-    from timm_lc.paper.runs import complete
+    from timm_lc.paper.runs import train_once
     from timm_lc.training.data import load_images
     from timm_lc.training.parallel import in_parallel
     from timm_lc.training.trainer import Run
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     runs = [Run(args.model, args.model_kwargs, args.seed + index, settings['recipe']) for index in range(args.runs)]
     where = settings['device'], settings['speed']
     tasks = [(run, images, output / f'seed{run.seed}', *where) for run in runs]
-    for values in in_parallel(complete, tasks, args.jobs):
+    for values in in_parallel(train_once, tasks, args.jobs):
         accuracies.append(values['accuracy'])
         print(f'seed {values["seed"]}: {values["accuracy"]:.2f} % after {values["seconds"]:.0f} s')
     mean, std = mean_and_std(accuracies)

@@ -77,11 +77,11 @@ def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float]
     import torch
 
     from timm_lc.checkpoints.checkpoint import WEIGHTS
-    from timm_lc.paper.plots import check_figures
+    from timm_lc.paper.plots import require_plots
     from timm_lc.paper.sweep import sweep, write_sweep
 
     if amounts:
-        check_figures()
+        require_plots()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     images = len(loader.dataset)
     points = sweep(model, sorted({*(amounts or [0.0]), *([] if amount is None else [amount])}), loader, device)

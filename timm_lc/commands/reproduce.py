@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> None:
     """List experiments, show what would run, or run it."""
     from timm_lc.paper.catalogue import EXPERIMENTS, find
     from timm_lc.paper.planning import Options, list_experiments, list_runs
-    from timm_lc.paper.plots import check_figures
+    from timm_lc.paper.plots import require_plots
     from timm_lc.paper.reproduce import reproduce
 
-    check_figures()
+    require_plots()
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from timm_lc._timm import describe_as, record_arguments, source_of
+from timm_lc._timm import describe_as, name_local_weights, record_arguments
 from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convolution
 from timm_lc.layers.packing import accept_packed
 from timm_lc.layers.shared import is_shared
@@ -51,7 +51,7 @@ def build(
     describe_as(model, name, _learnable_stem(model, first_conv))
     if pretrained:
         classes, channels = getattr(model, 'num_classes', 0), kwargs.get('in_chans', 3)
-        load_pretrained(model, source_of(model.pretrained_cfg), classes, channels, cache_dir=cache_dir)
+        load_pretrained(model, name_local_weights(model.pretrained_cfg), classes, channels, cache_dir=cache_dir)
     if not feature_kwargs.get('features_only'):
         return model
     wrapped = options.apply(create_base(pretrained_cfg=cfg, **kwargs, **feature_kwargs))

@@ -54,12 +54,12 @@ IMAGENET = (
     'lc_mobilenetv3_large_100',
 )  # fmt: skip
 COSTS = (
-    Value('forward_ms', 'forward [ms]', 1, relative=True),
-    Value('both_ms', 'forward + backward [ms]', 1, relative=True),
-    Value('model_memory', 'model [MiB]', 0, relative=True),
-    Value('forward_peak', 'forward peak [MiB]', 0, relative=True),
-    Value('both_peak', 'forward + backward peak [MiB]', 0, relative=True),
-    Value('checkpoint', 'checkpoint [MiB]', 2, relative=True),
+    Value('forward_ms', 'forward [ms]', digits=1, relative=True),
+    Value('both_ms', 'forward + backward [ms]', digits=1, relative=True),
+    Value('model_memory', 'model [MiB]', digits=0, relative=True),
+    Value('forward_peak', 'forward peak [MiB]', digits=0, relative=True),
+    Value('both_peak', 'forward + backward peak [MiB]', digits=0, relative=True),
+    Value('checkpoint', 'checkpoint [MiB]', digits=2, relative=True),
 )  # fmt: skip
 
 
@@ -126,13 +126,15 @@ ACCURACY = Value('accuracy', 'validation accuracy [%]')
 
 _ALL = (
     Experiment(
-        'fig1', 'Accuracy of LCResNet-20-16x{E} over the expansion', BY_EXPANSION, EXPANSION, printed=AT_128,
+        'fig1', 'Accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION, x_label=EXPANSION,
+        printed=AT_128,
         says=('section 4.2: the two break even at an expansion of about 8; beyond it frozen random is better',),
     ),
     Experiment(
         'fig2', 'Learned filters from linear combinations of random ones',
-        (Variant(LEARNABLE, 'first layer', 'lc_resnet20_16x1', LEARNS),),
-        'filters of', tuple(Value(f'error_{n}', f'error, {n} random', 3) for n in COUNTS), ('reconstruction',),
+        variants=(Variant(LEARNABLE, 'first layer', 'lc_resnet20_16x1', LEARNS),),
+        x_label='filters of', values=tuple(Value(f'error_{n}', f'error, {n} random', digits=3) for n in COUNTS),
+        measures=('reconstruction',),
         kind='reconstruction', pair=None, log=False,
         notes=(
             'The paper shows pictures and does not say of which network: these are of the first layer of '
@@ -142,20 +144,23 @@ _ALL = (
     ),
     Experiment(
         'fig3', 'Accuracy of off-the-shelf networks',
-        _flat(_both(name, f'lc_lowres_{model}') for name, model in LOWRES.items()),
-        'network', kind='dots', log=False,
+        variants=_flat(_both(name, f'lc_lowres_{model}') for name, model in LOWRES.items()),
+        x_label='network', kind='dots', log=False,
         printed=tuple(map(lowres_gap, LOWRES)),
         notes=('The authors published no low-resolution networks: `lc_lowres_*` are our reading of them.',),
     ),
     Experiment(
-        'fig4', 'Robust accuracy of LCResNet-20-16x{E} over the expansion', BY_EXPANSION, EXPANSION,
-        (Value('fgsm', 'accuracy under FGSM [%]'), Value('pgd', 'accuracy under PGD [%]')), ('fgsm', 'pgd'),
+        'fig4', 'Robust accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION, x_label=EXPANSION,
+        values=(Value('fgsm', 'accuracy under FGSM [%]'), Value('pgd', 'accuracy under PGD [%]')),
+        measures=('fgsm', 'pgd'),
         says=('section 4.2: robustness shows similar trends as accuracy',),
         notes=('Epsilon is 1/255 in pixels. PGD, ten steps on 1,000 images, is ours.',),
     ),
     Experiment(
-        'fig6', 'Variance entropy of the first layer over the randomness threshold', BY_EXPANSION, EXPANSION,
-        (Value('entropy_normalized', 'normalized variance entropy', 3),), ('entropy_normalized',),
+        'fig6', 'Variance entropy of the first layer over the randomness threshold', variants=BY_EXPANSION,
+        x_label=EXPANSION,
+        values=(Value('entropy_normalized', 'normalized variance entropy', digits=3),),
+        measures=('entropy_normalized',),
         says=(
             'section 4.2: learnable does not fluctuate with expansion; frozen random is almost random at E = 1, falls '
             'with it, and stays more diverse',
@@ -163,23 +168,23 @@ _ALL = (
     ),
     Experiment(
         'fig7', 'Accuracy of LCResNet-20-{W}x1 over the width',
-        _flat(_both(w, f'lc_resnet20_{w}x1') for w in WIDTHS), 'width W',
+        variants=_flat(_both(w, f'lc_resnet20_{w}x1') for w in WIDTHS), x_label='width W',
         says=('section 4.2: the gap falls with the width',),
         notes=('Of the widths the text names 16 and 64.',),
     ),
     Experiment(
         'fig8', 'Accuracy of LCResNet-{D}-16x1 over the depth',
-        _flat(_both(d, f'lc_resnet{d}_16x1') for d in DEPTHS), 'depth D',
+        variants=_flat(_both(d, f'lc_resnet{d}_16x1') for d in DEPTHS), x_label='depth D',
         says=('section 4.2: the two break even at a depth of about 260',),
         notes=('Of the depths the text names 20 and about 260.',),
     ),
     Experiment(
         'fig9', 'Accuracy with and without weight sharing over the expansion',
-        _flat(
+        variants=_flat(
             (Variant('shared', e, f'lc_resnet20_16x{e}', SHARED), Variant('not shared', e, f'lc_resnet20_16x{e}'))
             for e in EXPANSIONS
         ),
-        EXPANSION, pair=('shared', 'not shared'),
+        x_label=EXPANSION, pair=('shared', 'not shared'),
         says=('section 4.3: the two are about equal, and at some expansions sharing is ahead',),
         printed=(
             Printed('table 1', 'shared', 128, 91.58, std=0.15),
@@ -189,7 +194,8 @@ _ALL = (
     ),
     Experiment(
         'fig10', 'Accuracy of LCResNet-20-64x1 over the length of the recycled vector',
-        _flat(_recycled(r) for r in REDUCTIONS), 'length of the shared vector', pair=('recycled', 'full length'),
+        variants=_flat(_recycled(r) for r in REDUCTIONS), x_label='length of the shared vector',
+        pair=('recycled', 'full length'),
         vertical=SLICES,
         says=('section 4.3: up to a threshold filters can be recycled, beyond it accuracy falls much',),
         printed=(
@@ -202,45 +208,50 @@ _ALL = (
         ),
     ),
     Experiment(
-        'fig11', 'Gap of frozen random and learnable LCResNet-20-16x{E} for larger kernels', BY_KERNEL, EXPANSION,
+        'fig11', 'Gap of frozen random and learnable LCResNet-20-16x{E} for larger kernels', variants=BY_KERNEL,
+        x_label=EXPANSION,
         kind='gaps',
         printed=tuple(Printed(p.place, p.series, p.x, p.low, std=p.std, facet='k = 3') for p in AT_128),
         says=('section 4.4: the gap grows with k and falls with E, down to none but for k = 9',),
     ),
     Experiment(
         'fig12', 'Combined 9x9 filters of the first layer, frozen random, beside random and learned ones',
-        tuple(v for v in BY_KERNEL if v.facet == 'k = 9' and (v.series == FROZEN or v.x == 1)),
-        EXPANSION, (), ('filters', 'random'), kind='filters', pair=None, single=True,
+        variants=tuple(v for v in BY_KERNEL if v.facet == 'k = 9' and (v.series == FROZEN or v.x == 1)),
+        x_label=EXPANSION, values=(), measures=('filters', 'random'), kind='filters', pair=None, single=True,
         notes=('"Learned" are those of the learnable LCResNet-20-16x1; the paper does not say of which expansion.',),
     ),
     Experiment(
         'fig13', 'Variance of weights by position in the kernel, LCResNet-20-16x1',
-        tuple(v for v in BY_KERNEL if v.x == 1), EXPANSION, (), ('positions',), kind='positions', pair=None,
+        variants=tuple(v for v in BY_KERNEL if v.x == 1), x_label=EXPANSION, values=(), measures=('positions',),
+        kind='positions', pair=None,
         says=('section 4.4: learned kernels of k = 7 and 9 vary less at the border, combined random ones do not',),
         notes=('"Learnable" are combined filters too: those of the learnable LCResNet.',),
     ),
     Experiment(
-        'fig14', 'Combined filters of the first layer', BY_KERNEL, EXPANSION, (), ('filters',), kind='filters',
+        'fig14', 'Combined filters of the first layer', variants=BY_KERNEL, x_label=EXPANSION, values=(),
+        measures=('filters',), kind='filters',
         pair=None, single=True,
     ),
     Experiment(
-        'fig15', 'Variance entropy of the first layer for larger kernels', BY_KERNEL, EXPANSION,
-        (Value('entropy', 'variance entropy', 3),), ('entropy',),
+        'fig15', 'Variance entropy of the first layer for larger kernels', variants=BY_KERNEL, x_label=EXPANSION,
+        values=(Value('entropy', 'variance entropy', digits=3),), measures=('entropy',),
         says=(
             'appendix E: learnable stays constant over E and falls a little with k; frozen random falls with E; the '
             'gap grows with k',
         ),
     ),
     Experiment(
-        'fig16', 'Distributions of pointwise weights by layer', BY_EXPANSION, EXPANSION, (), ('pointwise',),
+        'fig16', 'Distributions of pointwise weights by layer', variants=BY_EXPANSION, x_label=EXPANSION, values=(),
+        measures=('pointwise',),
         kind='distributions', pair=None, single=True,
         says=('appendix F: weights become sparser with E, frozen or not',),
     ),
     Experiment(
-        'fig17', 'ImageNet accuracy over learnable parameters', ON_IMAGENET, 'model',
-        (TOP1, Value('learnable', 'learnable parameters', 0)), (), ('counts',), kind='scatter', pair=None, log=False,
-        printed=tuple(printed for printed in TABLE2 if printed.value == 'top1' and printed.series != GAP),
-        stock=True,
+        'fig17', 'ImageNet accuracy over learnable parameters', variants=ON_IMAGENET, x_label='model',
+        values=(TOP1, Value('learnable', 'learnable parameters', digits=0)), measures=(), untrained=('counts',),
+        kind='scatter', pair=None, log=False,
+        printed=tuple(printed for printed in TABLE2 if printed.key == 'top1' and printed.series != GAP),
+        by_train_script=True,
         notes=(
             "Grey: timm's networks trained on ImageNet-1k alone, from results/results-imagenet.csv of the checkout in "
             "$TIMM_SCRIPTS. Hollow: the paper's accuracies (table 2) at our counts.",
@@ -248,8 +259,8 @@ _ALL = (
     ),
     Experiment(
         'fig18', 'Accuracy of LCResNet-20-16x128, recycled 1/16, over the penalty',
-        tuple(Variant('', f'{value:g}', WIDEST, RECYCLED, l1=value) for value in LAMBDAS),
-        'lambda', pair=None, log=False,
+        variants=tuple(Variant('', f'{value:g}', WIDEST, RECYCLED, l1=value) for value in LAMBDAS),
+        x_label='lambda', pair=None, log=False,
         printed=(
             Printed('table 1', '', '0', 91.93, std=0.13), Printed('table 1', '', f'{PENALTY:g}', 91.57, std=0.28),
         ),
@@ -258,14 +269,14 @@ _ALL = (
     ),
     Experiment(
         'fig19', 'Accuracy of LCResNet-20-16x128, recycled 1/16, over the pruned share of pointwise weights',
-        _flat(
+        variants=_flat(
             (
-                Variant('lambda = 5e-5', ratio, WIDEST, RECYCLED, PENALTY, ratio),
-                Variant('lambda = 0', ratio, WIDEST, RECYCLED, 0.0, ratio),
+                Variant('lambda = 5e-5', ratio, WIDEST, RECYCLED, l1=PENALTY, amount=ratio),
+                Variant('lambda = 0', ratio, WIDEST, RECYCLED, l1=0.0, amount=ratio),
             )
             for ratio in RATIOS
         ),
-        'pruned share', pair=('lambda = 5e-5', 'lambda = 0'), log=False,
+        x_label='pruned share', pair=('lambda = 5e-5', 'lambda = 0'), log=False,
         printed=(
             Printed('table 1', 'lambda = 5e-5', 0.0, 91.57, std=0.28),
             Printed('table 1', 'lambda = 5e-5', 0.7, 91.34, std=0.24),
@@ -279,9 +290,13 @@ _ALL = (
     ),
     Experiment(
         'table1', 'Successive reduction of parameters in LCResNet-20-16x128',
-        tuple(Variant('', row, WIDEST, arguments, l1, amount) for row, arguments, l1, amount in METHODS), 'method',
-        (Value('nonzero', 'total', 0, relative=True), Value('learnable', 'learnable', 0, relative=True), ACCURACY),
-        fresh=('counts',), kind='', pair=None, log=False,
+        variants=tuple(Variant('', row, WIDEST, kwargs, l1=l1, amount=amount) for row, kwargs, l1, amount in METHODS),
+        x_label='method',
+        values=(
+            Value('nonzero', 'total', digits=0, relative=True),
+            Value('learnable', 'learnable', digits=0, relative=True), ACCURACY,
+        ),
+        untrained=('counts',), kind='', pair=None, log=False,
         printed=TABLE1,
         notes=(
             'Totals count non-zero weights, a shared vector once. The paper prints 4.6 M and 1.7 M for the last rows; '
@@ -291,16 +306,18 @@ _ALL = (
         ),
     ),
     Experiment(
-        'table2', 'ImageNet accuracy of off-the-shelf networks', ON_IMAGENET, 'model', (TOP1, TOP5), (), kind='',
-        log=False, printed=TABLE2, stock=True,
+        'table2', 'ImageNet accuracy of off-the-shelf networks', variants=ON_IMAGENET, x_label='model',
+        values=(TOP1, TOP5), measures=(), kind='',
+        log=False, printed=TABLE2, by_train_script=True,
         notes=(
             "Trained by timm's train.py, train_configs/rsb_a2.yaml: commands.sh, then `--train-dirs`.",
             'The paper prints a gap of 4.32 for ResNet-50d; its accuracies give 4.12.',
         ),
     ),
     Experiment(
-        'table3', 'Time and memory of LCResNet-20-16x128, 64 images of 32x32', tuple(_timed()), 'method', COSTS,
-        measures=(), fresh=('timing',), kind='', pair=None, log=False, printed=TABLE3,
+        'table3', 'Time and memory of LCResNet-20-16x128, 64 images of 32x32', variants=tuple(_timed()),
+        x_label='method', values=COSTS,
+        measures=(), untrained=('timing',), kind='', pair=None, log=False, printed=TABLE3,
         notes=(
             "The paper's times are of an A100-SXM4-40GB, in seven rounds of 1,000 runs; ours are the mean of up to "
             'seven rounds of half a second or more.',

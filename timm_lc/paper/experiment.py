@@ -31,6 +31,7 @@ class Variant:
     x: X
     model: str
     model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _: dataclasses.KW_ONLY
     l1: float = 0.0
     amount: float = 0.0
     facet: str = ''
@@ -55,8 +56,9 @@ class Printed:
     x: X
     low: float
     high: float | None = None
+    _: dataclasses.KW_ONLY
     std: float | None = None
-    value: str = 'accuracy'
+    key: str = 'accuracy'
     facet: str = ''
 
 
@@ -73,6 +75,7 @@ class Value:
 
     key: str
     title: str
+    _: dataclasses.KW_ONLY
     digits: int = 2
     relative: bool = False
 
@@ -88,10 +91,10 @@ class Experiment:
         x_label: Of the axis, or of the first column.
         values: What the table lists; a figure of curves draws one panel for each.
         measures: Names in `MEASURES`, of trained networks.
-        fresh: Names in `FRESH`, of networks that need no training.
+        untrained: Names in `UNTRAINED`, of networks that need no training.
         kind: Which drawing of `figures.draw`; '' for a table alone.
         single: Whether the first training seed is enough, as for a picture.
-        stock: Whether timm's own train.py trains the networks, not our CIFAR trainer.
+        by_train_script: Whether timm's own train.py trains the networks, not our CIFAR trainer.
         pair: Two series that differ in one thing, compared run by run.
         log: Whether the axis is logarithmic (base 2).
         vertical: Places of vertical lines.
@@ -102,14 +105,15 @@ class Experiment:
 
     id: str
     title: str
+    _: dataclasses.KW_ONLY
     variants: tuple[Variant, ...]
     x_label: str
     values: tuple[Value, ...] = (Value('accuracy', 'validation accuracy [%]'),)
     measures: tuple[str, ...] = ('accuracy',)
-    fresh: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
     kind: str = 'curves'
     single: bool = False
-    stock: bool = False
+    by_train_script: bool = False
     pair: tuple[str, str] | None = (FROZEN, LEARNABLE)
     log: bool = True
     vertical: tuple[float, ...] = ()

@@ -32,7 +32,7 @@ def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Pa
             series,
             [(x, _runs(cells, facet, x, series, value.key)) for x in _places(experiment)],
             style,
-            [_band(p) for p in experiment.printed if (p.facet, p.series, p.value) == (facet, series, value.key)],
+            [_band(p) for p in experiment.printed if (p.facet, p.series, p.key) == (facet, series, value.key)],
             line=experiment.kind == 'curves',
         )
         for style, series in enumerate(series_of(experiment))

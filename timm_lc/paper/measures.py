@@ -1,7 +1,7 @@
 """What is measured of a trained network, by name: a function of the network and the images it was trained on.
 
-Those in `FRESH` need no training: they are functions of a variant and a device. Each returns a dictionary of values:
-numbers, and lists where a figure shows pictures. Filters are those after linear combination, of the network's first
+Those in `UNTRAINED` need no training: they are functions of a variant and a device. Each returns a dictionary of
+values: numbers, and lists where a figure shows pictures. Filters are those after linear combination, of the network's first
 convolution (section 4.2, appendix E).
 """
 
@@ -27,10 +27,10 @@ from timm_lc.paper.timing import build, measure_timing
 from timm_lc.training.data import Images
 from timm_lc.training.trainer import evaluate
 
-__all__ = ['COUNTS', 'FRESH', 'MEASURES']
+__all__ = ['COUNTS', 'MEASURES', 'UNTRAINED']
 
 Measure = Callable[[nn.Module, Images], dict[str, Any]]
-FreshMeasure = Callable[[Variant, torch.device], dict[str, Any]]
+UntrainedMeasure = Callable[[Variant, torch.device], dict[str, Any]]
 
 BATCH = 500
 PGD_IMAGES = 1000  # ten steps on each: all images would take as long as training on a CPU
@@ -125,7 +125,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 # Of networks that need no training
-FRESH: dict[str, FreshMeasure] = {'counts': counts, 'timing': measure_timing}
+UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_timing}
 
 
 def _stem(model: nn.Module) -> Tensor:

@@ -19,11 +19,11 @@ __all__ = [
     'Curve',
     'Histogram',
     'Panel',
-    'check_figures',
     'curves',
     'heat_maps',
     'histograms',
     'mosaics',
+    'require_plots',
     'save',
     'scatter',
     'svg',
@@ -94,7 +94,7 @@ class Histogram:
     style: int = 0
 
 
-def check_figures() -> None:
+def require_plots() -> None:
     """Raise `ModuleNotFoundError` if a library is missing that figures and their intervals need."""
     for library in ('matplotlib', 'scipy'):
         if importlib.util.find_spec(library) is None:

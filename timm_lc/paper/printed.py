@@ -22,7 +22,7 @@ _REDUCTION = (
     (91.93, 0.13, 4.6, 4.2), (91.57, 0.28, 4.6, 4.2), (91.34, 0.24, 1.7, 4.2),
 )  # fmt: skip
 TABLE1 = tuple(
-    Printed('table 1', '', row, number, std=std, value=key)
+    Printed('table 1', '', row, number, std=std, key=key)
     for row, (accuracy, deviation, total, learnable) in zip(ROWS, _REDUCTION, strict=True)
     for key, number, std in (
         ('accuracy', accuracy, deviation),
@@ -49,9 +49,9 @@ _IMAGENET = {
 }
 NETWORKS = tuple(_IMAGENET)
 TABLE2 = tuple(
-    Printed('table 2', series, row, number, value=value)
+    Printed('table 2', series, row, number, key=key)
     for row, (frozen, frozen5, learnable, learnable5, gap) in _IMAGENET.items()
-    for series, value, number in (
+    for series, key, number in (
         (FROZEN, 'top1', frozen),
         (FROZEN, 'top5', frozen5),
         (LEARNABLE, 'top1', learnable),
@@ -67,11 +67,11 @@ _COSTS = (
     (36.1, 0.168, 82.8, 0.008, 870, 8410, 8486, 17.74),
 )  # fmt: skip
 TABLE3 = tuple(
-    Printed('table 3', '', row, number, std=std, value=value, facet=AS_PRINTED)
+    Printed('table 3', '', row, number, std=std, key=key, facet=AS_PRINTED)
     for row, (forward, forward_std, both, both_std, model, forward_peak, both_peak, checkpoint) in zip(
         (*ROWS[:4], ROWS[5]), _COSTS, strict=True
     )
-    for value, number, std in (
+    for key, number, std in (
         ('forward_ms', forward, forward_std),
         ('both_ms', both, both_std),
         ('model_memory', model, None),
@@ -88,4 +88,4 @@ _COMBINING = ('ResNet-50', 'ResNet-101', 'Wide-ResNet-50x2', 'MobileNet v2')
 def lowres_gap(network: str) -> Printed:
     """Return the range of figure 3's gap."""
     low, high = (-1.9, -1.6) if network in _COMBINING else (-math.inf, -16.0)
-    return Printed('section 4.1', GAP, network, low, high)
+    return Printed('section 4.1', GAP, network, low, high=high)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_lc.paper.catalogue import EXPERIMENTS
-from timm_lc.paper.plots import check_figures, svg
+from timm_lc.paper.plots import require_plots, svg
 from timm_lc.paper.results import RUNS, load, settings
 from timm_lc.paper.sections import Section, facts, make_section, write_section
 from timm_lc.paper.tables import markdown
@@ -48,7 +48,7 @@ def write_report(directory: Path) -> list[Path]:
     Raises:
         ValueError: If there are no results, or another version wrote them.
     """
-    check_figures()
+    require_plots()
     found = [experiment for experiment in EXPERIMENTS.values() if (directory / experiment.id / RUNS).is_file()]
     if not found:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.imagenet import collect_runs, write_commands
-from timm_lc.paper.measures import FRESH
+from timm_lc.paper.measures import UNTRAINED
 from timm_lc.paper.planning import Job, Options, chosen, plan
 from timm_lc.paper.results import Line, describe, make_line, merge, setting_of, settings
-from timm_lc.paper.runs import complete, measure_run, run_facts
+from timm_lc.paper.runs import measure_run, run_facts, train_once
 from timm_lc.paper.sections import make_section, write_section
 from timm_lc.training.data import Images, load_images
 from timm_lc.training.parallel import in_parallel
@@ -25,8 +25,8 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     """Run what is missing and write the results of each experiment; return whether nothing is missing any more."""
     deadline = time.monotonic() + 60 * options.max_minutes
     for experiment in experiments:
-        _measure_fresh(experiment, options, deadline)
-        if experiment.stock:
+        _measure_untrained(experiment, options, deadline)
+        if experiment.by_train_script:
             write_commands(experiment, options.output / experiment.id / 'commands.sh')
             merge(options.output / experiment.id, collect_runs(experiment, options.train_dirs))
     jobs = plan(experiments, options)
@@ -41,11 +41,11 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
             _report(lines, f'run {number} of {len(missing)}')
     for experiment in experiments:
         known = settings(options.lines(experiment))
-        setting = next(iter(known), '') if experiment.stock else _setting(options)
+        setting = next(iter(known), '') if experiment.by_train_script else _setting(options)
         path = write_section(make_section(experiment, options.output / experiment.id, setting), options.output)
         print(f'{experiment.id}: {path}' + ('' if missing or not experiment.measures else ' (no run was missing)'))
-    fresh_is_whole = all(not _lacking_fresh(experiment, options) for experiment in experiments)
-    return fresh_is_whole and not any(job.lacking(options).points for job in jobs)
+    untrained_is_whole = all(not _lacking_untrained(experiment, options) for experiment in experiments)
+    return untrained_is_whole and not any(job.lacking(options).points for job in jobs)
 
 
 def _check_images(images: Images, experiments: Sequence[Experiment], options: Options) -> None:
@@ -65,7 +65,7 @@ def _setting(options: Options) -> str:
     return setting_of(describe(Run('', seed=0, recipe=options.recipe), options.data_name, options.limit))
 
 
-def _lacking_fresh(experiment: Experiment, options: Options) -> list[Variant]:
+def _lacking_untrained(experiment: Experiment, options: Options) -> list[Variant]:
     """Return the variants of which something that needs no training was not yet measured on this device."""
     device, known = describe_device(options.device), options.lines(experiment)
     points = [
@@ -73,19 +73,19 @@ def _lacking_fresh(experiment: Experiment, options: Options) -> list[Variant]:
         for line in known
         if line['run']['seed'] is None
     ]
-    variants = chosen(experiment, options) if experiment.fresh else []
+    variants = chosen(experiment, options) if experiment.untrained else []
     return [variant for variant in variants if (variant.facet, variant.series, variant.x, device) not in points]
 
 
-def _measure_fresh(experiment: Experiment, options: Options, deadline: float) -> None:
+def _measure_untrained(experiment: Experiment, options: Options, deadline: float) -> None:
     """Measure what needs no training, and write it into the results."""
     where = {'device': describe_device(options.device), 'threads': torch.get_num_threads(), **versions()}
-    for variant in _lacking_fresh(experiment, options):
+    for variant in _lacking_untrained(experiment, options):
         if time.monotonic() > deadline:
             return
         values: dict[str, Any] = {}
-        for name in experiment.fresh:
-            values.update(FRESH[name](variant, options.device))
+        for name in experiment.untrained:
+            values.update(UNTRAINED[name](variant, options.device))
         line = make_line(variant, None, where, values)
         merge(options.output / experiment.id, [line])
         if not experiment.measures:
@@ -97,7 +97,7 @@ def _finish(job: Job, images: Images, options: Options, deadline: float) -> list
     if time.monotonic() > deadline:
         return []
     try:
-        complete(job.run, images, job.directory, options.device, options.speed, deadline=deadline)
+        train_once(job.run, images, job.directory, options.device, options.speed, deadline=deadline)
     except OutOfTime:
         return []
     facts = run_facts(job.directory)

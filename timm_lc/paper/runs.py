@@ -23,7 +23,7 @@ from timm_lc.training.files import lock, read_json, read_lines, write_text
 from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, Run, Speed, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
-__all__ = ['complete', 'folder_of', 'known_values', 'measure_run', 'run_facts']
+__all__ = ['folder_of', 'known_values', 'measure_run', 'run_facts', 'train_once']
 
 VALUES = 'values.json'
 
@@ -47,7 +47,7 @@ def run_facts(directory: Path) -> dict[str, Any]:
     return read_json(directory / RUN)
 
 
-def complete(
+def train_once(
     run: Run,
     images: Images,
     directory: Path,

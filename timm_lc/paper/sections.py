@@ -96,7 +96,7 @@ def _command(section: Section) -> str:
     """Return the command that makes the results, but for its choice of points and of a device."""
     command = f'timm-lc reproduce {section.experiment.id}'
     trained = [line['run'] for line in section.lines if line['run']['seed'] is not None]
-    if not trained or section.experiment.stock:
+    if not trained or section.experiment.by_train_script:
         return command
     recipe, first, last = trained[0]['recipe'], *(end(run['seed'] for run in trained) for end in (min, max))
     options = {'limit': (trained[0]['limit'], None), 'epochs': (recipe['epochs'], None), 'seed': (first, 0)}

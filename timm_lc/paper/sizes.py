@@ -104,7 +104,7 @@ def _table(steps: Sequence[Step], *, paper: bool) -> list[list[str]]:
     beside = ['paper', 'deviation'] if paper else []
     rows = [['step', 'total', 'not zero', *beside, 'learnable', *beside, 'bytes', 'MiB', *beside]]
     for step in steps:
-        printed = {found.value: found.low for found in (*TABLE1, *TABLE3) if found.x == step.title}
+        printed = {found.key: found.low for found in (*TABLE1, *TABLE3) if found.x == step.title}
         row = [step.title, f'{step.total:,}', f'{step.nonzero:,}']
         row += _beside(step.nonzero / 1e6, printed.get('nonzero', 0) / 1e6, '.1f', ' M') if paper else []
         row += [f'{step.learnable:,}']

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.analysis.evaluation import accuracy, predict
-from timm_lc.paper.plots import Curve, Panel, check_figures, curves, save
+from timm_lc.paper.plots import Curve, Panel, curves, require_plots, save
 from timm_lc.training.files import write_text
 from timm_lc.transforms.prune import check_amount, pointwise_sparsity, prune_pointwise
 
@@ -66,7 +66,7 @@ def write_sweep(points: Sequence[Point], stem: Path, **about: Any) -> list[Path]
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    check_figures()
+    require_plots()
     table, *drawings = (stem.with_name(f'{stem.name}.{suffix}') for suffix in ('json', 'png', 'svg'))
     write_text(table, json.dumps({**about, 'points': [point._asdict() for point in points]}, indent=1) + '\n')
     line = Curve('', [(point.amount, [point.accuracy]) for point in points])

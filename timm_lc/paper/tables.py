@@ -82,7 +82,7 @@ def _add_gap(experiment: Experiment, cells: Cells, value: Value, header: list[st
 
 
 def _printed(experiment: Experiment, series: str, value: Value) -> dict[tuple[str, Any], Printed]:
-    return {(p.facet, p.x): p for p in experiment.printed if p.series == series and p.value == value.key}
+    return {(p.facet, p.x): p for p in experiment.printed if p.series == series and p.key == value.key}
 
 
 def _spread(values: Sequence[float], value: Value, within: float | None = None) -> str:
