@@ -1,8 +1,8 @@
 """What is measured of a trained network, by name: a function of the network and the images it was trained on.
 
 Those in `UNTRAINED` need no training: they are functions of a variant and a device. Each returns a dictionary of
-values: numbers, and lists where a figure shows pictures. Filters are those after linear combination, of the network's first
-convolution (section 4.2, appendix E).
+values: numbers, and lists where a figure shows pictures. Filters are those after linear combination, of the
+network's first convolution (section 4.2, appendix E).
 """
 
 from collections.abc import Callable
