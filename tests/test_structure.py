@@ -12,7 +12,7 @@ LAYOUT = {
     'layers': ['shared', 'frozen', 'packing', 'lc_conv'],
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'prune', 'options', 'fold'],
-    'analysis': ['metrics', 'robustness', 'intervals', 'counting', 'evaluation'],
+    'analysis': ['metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation'],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
     'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'trainer', 'demo'],
@@ -21,7 +21,7 @@ LAYOUT = {
         'figures', 'estimate', 'planning', 'sections', 'reproduce', 'report', 'sizes', 'sweep',
     ],
     'commands': [
-        'description', '_scripts', '_arguments', 'demo', 'list', 'info', 'train', 'run', 'cifar', 'reproduce', 'report',
+        '_scripts', '_arguments', 'demo', 'list', 'info', 'train', 'run', 'cifar', 'reproduce', 'report',
         'prune', 'export', 'push',
     ],
     'cli': [],
@@ -77,7 +77,7 @@ def test_public_names_are_these():
     public = {name for name in vars(timm_lc) if not name.startswith('_')}
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
-        'prune_pointwise', 'save_pretrained', 'push_to_hub',
+        'describe', 'prune_pointwise', 'save_pretrained', 'push_to_hub',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules

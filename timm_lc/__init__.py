@@ -6,6 +6,7 @@ Importing it registers the `lc_` models and `l1` optimizers with timm, and chang
 from . import models as models
 from . import optim as optim
 from .analysis.counting import count_parameters as count_parameters
+from .analysis.description import describe as describe
 from .checkpoints.checkpoint import save_pretrained as save_pretrained
 from .checkpoints.hub import push_to_hub as push_to_hub
 from .layers.lc_conv import LCConv2d as LCConv2d

@@ -35,7 +35,7 @@ def test_info_prints_layers_and_totals(capsys):
 def test_info_shows_sharing_and_the_bytes_of_a_checkpoint(capsys, tmp_path):
     assert main(['info', 'lc_resnet20_16x2', '--model-kwargs', 'share_weights=True', 'recycle=4']) == 0
     out = capsys.readouterr().out
-    assert 'shared, repeats every' in out
+    assert 'shared, seed=0, period=' in out
     model = timm.create_model('lc_resnet20_16x2', share_weights=True, recycle=4)
     save_pretrained(model, tmp_path)
     size = (tmp_path / 'model.safetensors').stat().st_size

@@ -1,6 +1,7 @@
 """`timm-lc info`: layers and costs of a model."""
 
 import argparse
+from typing import Any
 
 from timm_lc.commands._arguments import add_model_kwargs, check_model
 
@@ -30,15 +31,37 @@ def run(args: argparse.Namespace) -> None:
 
         print(steps_page(args.model, **args.model_kwargs), end='')
         return
-    from timm_lc.commands.description import describe
+    import timm
+    import torch
 
-    info = describe(args.model, **args.model_kwargs)
-    width = max((len(layer.name) for layer in info.layers), default=5) + 2
-    print(f'{"layer":<{width}}{"role":<20}{"kernel":<8}{"shape":<24}state')
-    for layer in info.layers:
-        kernel = f'{layer.shape[2]}x{layer.shape[3]}'
-        print(f'{layer.name:<{width}}{layer.role:<20}{kernel:<8}{" x ".join(map(str, layer.shape)):<24}{layer.state}')
-    counts = info.parameters
-    size = 'x'.join(map(str, info.input_size))
-    print(f'\nparameters: {counts.learnable:,} learnable, {counts.total:,} total, {counts.stored:,} stored')
-    print(f'checkpoint: {info.checkpoint_bytes:,} bytes; multiply-adds for one {size} image: {info.multiply_adds:,}')
+    from timm_lc.analysis.description import describe
+    from timm_lc.inputs import input_size
+
+    with torch.device('meta'):  # allocates no weights
+        model = timm.create_model(args.model, **args.model_kwargs).eval()
+    print(describe(model))
+    size, multiply_adds = 'x'.join(map(str, input_size(model))), f'{_multiply_adds(model):,}'
+    print(f'checkpoint: {_checkpoint_bytes(model):,} bytes; multiply-adds for one {size} image: {multiply_adds}')
+
+
+def _multiply_adds(model: Any) -> int:
+    """Return the multiply-adds of one image's forward pass of a model on the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from timm_lc.inputs import input_size
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *input_size(model), device='meta'))
+    return counter.get_total_flops() // 2
+
+
+def _checkpoint_bytes(model: Any) -> int:
+    """Return the size of the `model.safetensors` of a model on the meta device."""
+    import torch
+    from safetensors.torch import save
+
+    from timm_lc.checkpoints.checkpoint import file_metadata
+
+    empty = {key: torch.empty_like(tensor, device='cpu') for key, tensor in model.state_dict().items()}
+    return len(save(empty, file_metadata(empty)))

@@ -17,6 +17,7 @@ from timm_lc.filters import RECORD_BITS, FilterRecord, fingerprint
 from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class
 
 __all__ = [
+    'describe_filters',
     'filter_shape',
     'freeze_convolution',
     'is_frozen',
@@ -39,6 +40,16 @@ def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:
     """Return (C_out, C_in/groups, k_h, k_w) of a convolution."""
     k_h, k_w = conv.kernel_size
     return conv.out_channels, conv.in_channels // conv.groups, k_h, k_w
+
+
+def describe_filters(conv: nn.Conv2d) -> str:
+    """Return what a frozen convolution says of its filters: `frozen, seed=0`, `shared, seed=0, period=9`, `kept`."""
+    record = conv.filter_record
+    if record.is_kept:
+        return 'kept'
+    is_recycled = 0 < record.period < record.numel
+    period = f', period={record.period}' if is_recycled else ''
+    return f'{"shared" if record.is_shared else "frozen"}, seed={record.seed}{period}'
 
 
 def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
@@ -85,7 +96,7 @@ def thaw_convolution(conv: nn.Conv2d) -> None:
     for name in ('weight', _RECORD):
         conv._buffers.pop(name, None)
         conv._non_persistent_buffers_set.discard(name)
-    del conv.filter_record, conv.init_non_persistent_buffers, conv.is_unfilled
+    del conv.filter_record, conv.init_non_persistent_buffers, conv.is_unfilled, conv.extra_repr
     unseed_convolution(conv)
     conv._parameters = {'weight': nn.Parameter(weight), **conv._parameters}
 
@@ -95,12 +106,18 @@ def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor) -> None:
     conv.register_buffer(_RECORD, torch.empty(RECORD_BITS, dtype=torch.bool, device=like.device))
     conv.filter_record = record
     conv.init_non_persistent_buffers = functools.partial(_fill, conv)
+    conv.extra_repr = functools.partial(_extra_repr, conv)
     _add_load_hook(conv)
     conv.is_unfilled = like.is_meta
     if like.is_meta:
         conv.register_forward_pre_hook(refuse_unfilled)
     else:
         _fill(conv)
+
+
+def _extra_repr(conv: nn.Conv2d) -> str:
+    """Return what the class of `conv` prints, and what its filters are."""
+    return f'{type(conv).extra_repr(conv)}, {describe_filters(conv)}'
 
 
 def _fill(conv: nn.Conv2d, filters: np.ndarray | None = None) -> None:
