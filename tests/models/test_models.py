@@ -171,14 +171,6 @@ def test_lcresnet_kernel_sizes_keep_the_resolution():
     assert model.layer1[0].conv1.spatial.weight.shape == (8, 4, 9, 9)
 
 
-@pytest.mark.parametrize('name', ['lc_lowres_resnet50', 'lc_lowres_mobilenetv2_100'])
-def test_low_resolution_networks_reduce_by_eight(name):
-    features = timm.create_model(name, features_only=True).eval()
-    image = torch.randn(1, 3, 32, 32)
-    assert [32 // output.shape[-1] for output in features(image)] == features.feature_info.reduction()
-    assert features.feature_info.reduction()[-1] == 8
-
-
 def test_options_are_the_arguments_that_fold_drops():
     assert tuple(field.name for field in dataclasses.fields(LCOptions)) == LC_ARGUMENTS
 

@@ -361,7 +361,10 @@ def test_images_of_16_bits_are_refused(tree):
 
 
 def test_bad_arguments_are_named(images, tmp_path):
-    with pytest.raises(ValueError, match=r"`data` must be one of cifar10, cifar100, digits or a folder .* got 'mnist'"):
+    with pytest.raises(
+        ValueError,
+        match=r"`data` must be one of cifar10, cifar100, svhn, fashion_mnist, digits or a folder .* got 'mnist'",
+    ):
         load_images('mnist')
     with pytest.raises(ValueError, match='`limit` must be a positive integer, got 0'):
         load_images('digits', limit=0)

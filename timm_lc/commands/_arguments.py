@@ -37,7 +37,8 @@ def add_training(parser: argparse.ArgumentParser, runs: int) -> None:
     parser.add_argument(
         '--data',
         default='cifar10',
-        help='cifar10, cifar100, digits, or a folder with train/ and validation/ (default: %(default)s)',
+        help='cifar10, cifar100, svhn, fashion_mnist, digits, or a folder with train/ and validation/ '
+        '(default: %(default)s)',
     )
     parser.add_argument('--epochs', type=int, default=75, help='epochs of training (default: %(default)s)')
     parser.add_argument('--runs', type=int, default=runs, help='training seeds (default: %(default)s)')

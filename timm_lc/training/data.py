@@ -1,4 +1,7 @@
-"""Image sets that live on the device as uint8, and their augmentation there (appendix C)."""
+"""Image sets that live on the device as uint8, and their augmentation there (appendix C; the second version's table 1).
+
+Each set is normalised by its own mean and deviation. SVHN is not augmented; Fashion-MNIST is upscaled to 32x32.
+"""
 
 import dataclasses
 import functools
@@ -14,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-__all__ = ['DATA', 'Images', 'augment', 'load_images']
+__all__ = ['DATA', 'TRAIN_IMAGES', 'Images', 'augment', 'load_images']
 
-DATA = ('cifar10', 'cifar100', 'digits')
+TRAIN_IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'svhn': 73_257, 'fashion_mnist': 60_000, 'digits': 1347}
+DATA = tuple(TRAIN_IMAGES)
 _FORMAT = 'a folder with train/CLASS/*.png and validation/CLASS/*.png'
 
 
@@ -31,6 +35,7 @@ class Images:
         train_labels: (N,), int64.
         validation: (M, C, H, W), uint8.
         validation_labels: (M,), int64.
+        augmented: Whether training pads, crops and mirrors them.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Images:
     train_labels: Tensor
     validation: Tensor
     validation_labels: Tensor
+    augmented: bool = True
 
     @functools.cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -66,24 +72,25 @@ class Images:
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Images':
         """Return the set with `change` applied to each tensor, such as a move to a device."""
         tensors = (self.train, self.train_labels, self.validation, self.validation_labels)
-        return Images(self.name, self.classes, *(change(tensor) for tensor in tensors))
+        changed = Images(self.name, self.classes, *map(change, tensors))
+        return dataclasses.replace(changed, augmented=self.augmented)
 
 
 def load_images(source: str, root: str | Path = 'data', limit: int | None = None) -> Images:
     """Return a set of images by name, or from an ImageFolder tree.
 
     Args:
-        source: 'cifar10' or 'cifar100' (downloaded and verified by torchvision), 'digits' (scikit-learn's handwritten
-            ones at 32 pixels), or a folder with the splits train/ and validation/.
+        source: 'cifar10', 'cifar100', 'svhn' or 'fashion_mnist' (downloaded and verified by torchvision), 'digits'
+            (scikit-learn's handwritten ones at 32 pixels), or a folder with the splits train/ and validation/.
         root: Where torchvision keeps its downloads.
         limit: Images of each split, evenly spaced; None is all.
 
     Raises:
         ValueError: If there is no such set, a split is missing or has no images, or there is but one class.
-        ModuleNotFoundError: If the digits need scikit-learn.
+        ModuleNotFoundError: If the digits need scikit-learn, or SVHN needs scipy.
     """
     if source in DATA:
-        images = _digits() if source == 'digits' else _cifar(source, Path(root))
+        images = _digits() if source == 'digits' else _named(source, Path(root))
     elif Path(source).is_dir():
         images = _folder(Path(source))
     else:
@@ -111,18 +118,39 @@ def augment(images: Tensor, flips: Tensor, offsets: Tensor, padding: int = 4) ->
     return padded.gather(2, index.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
 
 
-def _cifar(name: str, root: Path) -> Images:
+def _named(name: str, root: Path) -> Images:
+    splits = _download(name, root)
+    if name == 'svhn':
+        tensors = [(torch.from_numpy(s.data).contiguous(), torch.from_numpy(s.labels)) for s in splits]
+        return Images(name, [str(digit) for digit in range(10)], *tensors[0], *tensors[1], augmented=False)
+    if name == 'fashion_mnist':
+        tensors = [(torch.stack([_upscaled(image) for image in s.data.numpy()]), s.targets) for s in splits]
+    else:
+        tensors = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in splits]
+    return Images(name, splits[0].classes, *tensors[0], *tensors[1])
+
+
+def _download(name: str, root: Path) -> list[Any]:
+    """Return torchvision's training and test set."""
     from torchvision import datasets
 
-    dataset: Any = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name]
+    kinds = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100, 'fashion_mnist': datasets.FashionMNIST}
     try:
-        splits = [dataset(root, train=train, download=True) for train in (True, False)]
+        if name == 'svhn':
+            return [datasets.SVHN(root, split=split, download=True) for split in ('train', 'test')]
+        return [kinds[name](root, train=train, download=True) for train in (True, False)]
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("SVHN needs scipy: pip install 'timm_lc[plots]'") from None
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f'`data` {name}: torchvision cannot download it to {root.resolve()}: {error}; `data` may also be {_FORMAT}'
         ) from error
-    tensors = [(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in splits]
-    return Images(name, splits[0].classes, *tensors[0], *tensors[1])
+
+
+def _upscaled(pixels: Any) -> Tensor:
+    """Return a grey image (28, 28) as (1, 32, 32)."""
+    image = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image))[None]
 
 
 def _digits() -> Images:

@@ -234,13 +234,15 @@ def _train_epoch(
 
 
 def _batches(images: Images, run: Run, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the augmented, normalised batches of an epoch, and their labels."""
+    """Yield the normalised batches of an epoch, augmented unless the set is not to be, and their labels."""
     recipe, device = run.recipe, images.train.device
     draws = epoch_draws(run.seed, epoch, len(images.train), recipe.padding)
     order, flips, offsets = (draw.to(device) for draw in draws)
     for step in range(recipe.steps(len(order))):
         part = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-        batch = augment(images.train[order[part]], flips[part], offsets[part], recipe.padding)
+        batch = images.train[order[part]]
+        if images.augmented:
+            batch = augment(batch, flips[part], offsets[part], recipe.padding)
         yield images.normalize(batch), images.train_labels[order[part]]
 
 
