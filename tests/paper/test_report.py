@@ -16,7 +16,8 @@ VOID = {'meta', 'img', 'br'}
 
 
 def line(series, x, seed, values, *, epochs=5, facet='', data='cats', limit=None):
-    run = {'model': f'lc_resnet20_16x{x}', 'model_kwargs': {}, 'seed': seed, 'recipe': {**RECIPE, 'epochs': epochs},
+    kwargs = {'freeze_spatial': False} if series == 'learnable' else {}
+    run = {'model': f'lc_resnet20_16x{x}', 'model_kwargs': kwargs, 'seed': seed, 'recipe': {**RECIPE, 'epochs': epochs},
            'data': data, 'images': [50, 10], 'checksum': '0badcafe', 'limit': limit}  # fmt: skip
     return {'format': 1, 'facet': facet, 'series': series, 'x': x, 'pruned': 0.0, 'run': run, 'where': WHERE,
             'values': values}  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import statistics
 
@@ -224,7 +225,18 @@ def test_list_tells_runs_and_times(reproduce, capsys):
     assert fig1.split()[:3] == ['fig1', '2', '1']
     assert fig4.split()[:3] == ['fig4', '2', '1']
     assert every.split()[:3] == ['all', '2', '1']
-    assert 'timed steps' in source
+    assert fig1.split()[3] == '?'
+    assert 'others unknown (`--time` times them)' in source
+    reproduce('fig1', '--runs', '1', '--values', '1', '--list', '--time')
+    assert re.search(r'fig1 +2 +1 +\d+ s ', capsys.readouterr().out)
+    reproduce('fig1', '--runs', '1', '--values', '1', '--list')  # the timing was kept
+    assert re.search(r'fig1 +2 +1 +\d+ s ', capsys.readouterr().out)
+
+
+def test_what_train_py_trains_has_no_table_before_its_results(reproduce, capsys):
+    results = reproduce('table2')
+    assert [path.name for path in (results / 'table2').glob('[!.]*')] == ['commands.sh']
+    assert 'table2: nothing is measured yet: results/table2/commands.sh trains it' in capsys.readouterr().out
 
 
 def test_command_in_the_table_makes_it(reproduce, tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from torch import nn
 from torchvision.transforms import functional
 
 from timm_lc.cli import main
-from timm_lc.paper.results import load, merge
+from timm_lc.paper.experiment import Point
+from timm_lc.paper.results import Line, Results
 from timm_lc.paper.runs import train_once
 from timm_lc.training import trainer
 from timm_lc.training.data import Images, augment, load_images
@@ -265,23 +266,14 @@ def test_run_is_trained_by_one_process_at_a_time(images, tmp_path):
     assert train_once(RUN, images, tmp_path / 'run', CPU)['seed'] == RUN.seed
 
 
+def add_line(folder, seed):
+    run = {'model': 'm', 'model_kwargs': {}, 'recipe': {}, 'data': 'd', 'limit': None, 'seed': seed}
+    Results(folder).add([Line(Point('', '', 1), 0.0, run, {}, {})])
+
+
 def test_several_processes_lose_no_line(tmp_path):
-    run = {'model': 'm', 'model_kwargs': {}, 'recipe': {}, 'data': 'd', 'limit': None}
-    lines = [
-        {
-            'format': 1,
-            'facet': '',
-            'series': '',
-            'x': 1,
-            'pruned': 0,
-            'run': {**run, 'seed': seed},
-            'where': {},
-            'values': {},
-        }
-        for seed in range(40)
-    ]
-    assert len(list(in_parallel(merge, [(tmp_path, [line]) for line in lines], 2))) == 40
-    assert sorted(line['run']['seed'] for line in load(tmp_path)) == list(range(40))
+    assert len(list(in_parallel(add_line, [(tmp_path, seed) for seed in range(40)], 2))) == 40
+    assert sorted(line.seed for line in Results(tmp_path).lines) == list(range(40))
 
 
 def test_dead_process_is_told():

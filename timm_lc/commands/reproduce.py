@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `timm-lc reproduce`."""
     parser.add_argument('experiments', nargs='*', metavar='ID', help='fig1, table1, ...; several share their runs')
     add_training(parser, runs=4)
-    parser.add_argument('--list', action='store_true', help='show the experiments and how long they would take here')
+    parser.add_argument(
+        '--list', action='store_true', help='show the experiments, and how long what is missing would take'
+    )
+    parser.add_argument('--time', action='store_true', help='with these, time networks that were not trained here yet')
     parser.add_argument('--dry-run', action='store_true', help='show which runs there are, and which are missing')
     parser.add_argument(
         '--only', default='', metavar='REGEX', help='only points whose name matches, as --dry-run shows it'
@@ -49,19 +52,22 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.paper.plots import require_plots
     from timm_lc.paper.reproduce import reproduce
 
-    require_plots()
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')
     names = ('runs', 'seed', 'limit', 'output', 'runs_dir', 'jobs', 'shard', 'max_minutes', 'only', 'values')
     chosen = {name: getattr(args, name) for name in names}
-    options = Options(args.data, **training_of(args), **chosen, train_dirs=tuple(args.train_dirs))
+    options = Options(
+        args.data, **training_of(args), **chosen, train_dirs=tuple(args.train_dirs), time_networks=args.time
+    )
     if args.list:
         _print_each(list_experiments(experiments or list(EXPERIMENTS.values()), options))
     elif args.dry_run:
         _print_each(list_runs(experiments, options))
-    elif not reproduce(experiments, options):
-        print('stopped when the time was up; the same command goes on')
+    else:
+        require_plots()
+        if not reproduce(experiments, options):
+            print('stopped when the time was up; the same command goes on')
 
 
 def _print_each(lines: Iterable[str]) -> None:

@@ -1,56 +1,55 @@
-"""How long training runs would take on this device: from finished runs of a network, else from a few timed steps."""
+"""How long training runs would take on this device: from runs of the same network that were finished here."""
 
 import json
 import math
 import statistics
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from torch import nn
 from tqdm import tqdm
 
+from timm_lc.training.data import Images
 from timm_lc.training.files import read_json, read_lines, write_text
-from timm_lc.training.trainer import METRICS, RUN, Run, Speed, describe_device
+from timm_lc.training.trainer import METRICS, RUN, Recipe, Run, Speed, describe_device, train
 
 __all__ = ['Estimator', 'duration']
 
 TIMINGS = 'timings.json'
-STEPS, BATCH = 2, {'cuda': 256}  # of 32 images elsewhere: steps of a large network take long enough
-EVALUATION = 1.1  # an epoch over its training steps
+TIMED = 256  # images of an epoch that is timed
 
 
 class Estimator:
-    """Seconds of runs on a device.
+    """Time of runs on a device.
 
     Args:
         runs_dir: Folder of trained networks; timings are kept there too.
         device: Where runs would be trained.
         speed: How.
+        time_networks: Whether to time networks that were not trained here yet, seconds to minutes each.
     """
 
-    def __init__(self, runs_dir: Path, device: torch.device, speed: Speed) -> None:
-        self.runs_dir, self.device, self.speed = runs_dir, device, speed
+    def __init__(self, runs_dir: Path, device: torch.device, speed: Speed, *, time_networks: bool = False) -> None:
+        self.runs_dir, self.device, self.speed, self.time_networks = runs_dir, device, speed, time_networks
         self.name = f'{describe_device(device)}, {torch.get_num_threads()} threads'
-        self.timed: dict[str, float] = read_json(runs_dir / TIMINGS)
-        self.finished = self._finished()
+        self.seconds: dict[str, float] = {**read_json(runs_dir / TIMINGS), **self._finished()}
 
-    def total(self, runs: list[Run], images: int) -> float:
-        """Return the seconds to train all of `runs` on so many images, timing networks that are not known."""
-        unknown = {self._key(run.model, run.model_kwargs): run for run in runs}
-        unknown = {key: run for key, run in unknown.items() if key not in self.finished and key not in self.timed}
-        for key, run in tqdm(unknown.items(), desc='timing networks', unit='network', disable=None):
-            self.timed[key] = self._time(run)
-            write_text(self.runs_dir / TIMINGS, json.dumps(self.timed, indent=1) + '\n')
+    def total(self, runs: list[Run], images: int) -> str:
+        """Return the time to train all of `runs` on so many images; '?' and a bound where some are not known."""
+        for run in tqdm(runs, desc='timing networks', unit='network', disable=None) if self.time_networks else ():
+            if self._key(run.model, run.model_kwargs) not in self.seconds:
+                self._time(run)
         keys = [(self._key(run.model, run.model_kwargs), run.recipe.epochs) for run in runs]
-        return sum(epochs * images * self.finished.get(key, self.timed.get(key, 0.0)) for key, epochs in keys)
+        known = [epochs * images * self.seconds[key] for key, epochs in keys if key in self.seconds]
+        if len(known) == len(runs):
+            return duration(sum(known))
+        return f'>{duration(sum(known))}' if known else '?'
 
     def source(self) -> str:
         """Return where the numbers come from."""
-        size = BATCH.get(self.device.type, 32)
-        return f'finished runs, else {STEPS} timed steps of {size} images, not compiled, on {self.name}'
+        rest = f'else an epoch of {TIMED} images' if self.time_networks else 'others unknown (`--time` times them)'
+        return f'from runs on {self.name}, {rest}'
 
     def _key(self, model: str, model_kwargs: dict[str, Any]) -> str:
         return f'{self.name}: {model} {json.dumps(model_kwargs, sort_keys=True)}'
@@ -66,24 +65,17 @@ class Estimator:
                 found.setdefault(self._key(run['model'], run['model_kwargs']), []).extend(seconds)
         return {key: statistics.median(seconds) for key, seconds in found.items() if seconds}
 
-    def _time(self, run: Run) -> float:
-        """Return seconds per image of an epoch, from a few steps after one to warm up."""
-        size = BATCH.get(self.device.type, 32)
-        model = timm.create_model(run.model, **run.model_kwargs).to(self.device).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        images, labels = torch.rand(size, 3, 32, 32, device=self.device), torch.zeros(size, dtype=torch.long)
-        if self.speed.channels_last:
-            model, images = (thing.to(memory_format=torch.channels_last) for thing in (model, images))
-        begun = 0.0
-        for step in range(STEPS + 1):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.speed.amp):
-                loss = nn.functional.cross_entropy(model(images), labels.to(self.device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()  # waits for a GPU
-            begun = begun if step else time.perf_counter()
-        return EVALUATION * (time.perf_counter() - begun) / (STEPS * size)
+    def _time(self, run: Run) -> None:
+        """Keep the seconds per image of an epoch on noise, the second of two: the first one warms up."""
+        pixels, labels = torch.randint(256, (TIMED, 3, 32, 32), dtype=torch.uint8), torch.arange(TIMED) % 10
+        images = Images('noise', [str(label) for label in range(10)], pixels, labels, pixels[:10], labels[:10])
+        recipe = Recipe(epochs=2, batch_size=min(run.recipe.batch_size, TIMED))
+        with tempfile.TemporaryDirectory() as folder:
+            train(Run(run.model, run.model_kwargs, recipe=recipe), images, Path(folder), self.device, self.speed)
+            seconds = read_lines(Path(folder, METRICS))[-1]['seconds']
+        self.seconds[self._key(run.model, run.model_kwargs)] = seconds / TIMED
+        kept = {**read_json(self.runs_dir / TIMINGS), self._key(run.model, run.model_kwargs): seconds / TIMED}
+        write_text(self.runs_dir / TIMINGS, json.dumps(kept, indent=1) + '\n')
 
 
 def duration(seconds: float) -> str:

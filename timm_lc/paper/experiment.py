@@ -1,15 +1,23 @@
 """What a figure or table of the paper is made of."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm_lc.training.trainer import Recipe, Run
 
-__all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'Experiment', 'Printed', 'Value', 'Variant']
+__all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'Experiment', 'Point', 'Printed', 'Value', 'Variant']
 
 FROZEN, LEARNABLE, GAP = 'frozen random', 'learnable', 'gap'
 
 X = int | float | str
+
+
+class Point(NamedTuple):
+    """A place in an experiment: panel, legend, and place on the axis or row of the table."""
+
+    facet: str
+    series: str
+    x: X
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +46,14 @@ class Variant:
     two_convolutions: bool = False
 
     @property
+    def point(self) -> Point:
+        """Its place."""
+        return Point(self.facet, self.series, self.x)
+
+    @property
     def name(self) -> str:
         """What `--only` searches."""
-        return ' '.join(part for part in (self.facet, self.series, str(self.x)) if part)
+        return ' '.join(str(part) for part in self.point if part != '')
 
     def run(self, seed: int, recipe: Recipe) -> Run:
         """Return the training run of a seed."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from timm_lc.paper.experiment import GAP, LEARNABLE, Experiment, Printed, Value
+from timm_lc.paper.experiment import GAP, LEARNABLE, Experiment, Point, Printed, Value
 from timm_lc.paper.imagenet import stock_results
 from timm_lc.paper.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics, scatter
 from timm_lc.paper.results import Cells
@@ -22,7 +22,7 @@ def draw(experiment: Experiment, cells: Cells) -> Any:
 
 def _curves(experiment: Experiment, cells: Cells) -> Any:
     """Draw one panel for each measured facet and value, one curve for each series."""
-    known = [facet for facet in _facets(experiment) if any(facet == point[0] for point in cells)]
+    known = [facet for facet in _facets(experiment) if any(facet == point.facet for point in cells)]
     return curves([_panel(experiment, cells, facet, value) for facet in known for value in experiment.values])
 
 
@@ -64,11 +64,11 @@ def _filters(experiment: Experiment, cells: Cells) -> Any:
     panels = []
     for facet in _facets(experiment):
         for series in series_of(experiment)[: 1 if around else None]:
-            points = [(x, cells.get((facet, x, series), {})) for x in _places(experiment)]
+            points = [(x, cells.get(Point(facet, series, x), {})) for x in _places(experiment)]
             rows = [(f'x{x}', _picture(found['filters'])) for x, found in points if 'filters' in found]
             if around and rows:
                 rows = [('Random', _picture(next(found['random'] for _, found in points if found))), *rows]
-                learned = cells.get((facet, 1, LEARNABLE), {})
+                learned = cells.get(Point(facet, LEARNABLE, 1), {})
                 rows += [('Learned', _picture(learned['filters']))] if learned else []
             panels += [(', '.join(part for part in (facet, '' if around else series) if part), rows)] if rows else []
     return mosaics(panels)
@@ -78,7 +78,7 @@ def _positions(experiment: Experiment, cells: Cells) -> Any:
     """Draw the variance of each kernel element, the mean over runs: learned above, combined random below."""
     rows = []
     for series in reversed(series_of(experiment)):
-        found = [(facet, cells.get((facet, 1, series), {}).get('positions', {})) for facet in _facets(experiment)]
+        found = [(facet, cells.get(Point(facet, series, 1), {}).get('positions', {})) for facet in _facets(experiment)]
         row = [(facet, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for facet, runs in found if runs]
         rows += [(series, row)] if row else []
     return heat_maps(rows, 'variance (1 over the layer)')
@@ -88,7 +88,7 @@ def _distributions(experiment: Experiment, cells: Cells) -> Any:
     """Draw pointwise weights, a row for each expansion and a column for each layer."""
     found = {
         x: [
-            (style, cells.get(('', x, series), {}).get('pointwise'))
+            (style, cells.get(Point('', series, x), {}).get('pointwise'))
             for style, series in enumerate(series_of(experiment))
         ]
         for x in _places(experiment)
@@ -124,7 +124,7 @@ def _scatter(experiment: Experiment, cells: Cells) -> Any:
     """Draw accuracy over learnable parameters: ours, the paper's hollow, timm's other networks in grey."""
     groups = [('other networks of timm', stock_results(), 5, True)]
     for style, series in enumerate(series_of(experiment)):
-        found = {x: cells.get(('', x, series), {}) for x in _places(experiment)}
+        found = {x: cells.get(Point('', series, x), {}) for x in _places(experiment)}
         size = {x: _first(values['learnable']) / 1e6 for x, values in found.items() if 'learnable' in values}
         ours = [(size[x], accuracy) for x in size for accuracy in found[x].get('top1', {}).values()]
         paper = [(size[p.x], p.low) for p in experiment.printed if p.series == series and p.x in size]
@@ -153,7 +153,7 @@ def _places(experiment: Experiment) -> list[Any]:
 
 
 def _runs(cells: Cells, facet: str, x: Any, series: str, key: str) -> list[float]:
-    return list(cells.get((facet, x, series), {}).get(key, {}).values())
+    return list(cells.get(Point(facet, series, x), {}).get(key, {}).values())
 
 
 def _band(printed: Printed) -> tuple[Any, float, float]:

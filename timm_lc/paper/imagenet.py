@@ -12,7 +12,7 @@ from typing import Any
 
 from timm_lc.checkpoints.checkpoint import train_arguments
 from timm_lc.paper.experiment import Experiment, Variant
-from timm_lc.paper.results import Line, make_line
+from timm_lc.paper.results import Line
 from timm_lc.training.files import write_text
 from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions
 
@@ -106,7 +106,7 @@ def _read_run(experiment: Experiment, path: Path) -> Iterable[Line]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} does not tell top-1 and top-5 of the last epoch: {error!r}') from error
     for variant in variants:
-        yield make_line(variant, _describe(args, len(rows)), {}, values)
+        yield Line.of(variant, _describe(args, len(rows)), {}, values)
 
 
 def _is_of(args: dict[str, Any], variant: Variant) -> bool:

@@ -1,23 +1,22 @@
 """Which training runs experiments need, which of them there are, and how long the others would take."""
 
 import dataclasses
-import functools
-import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from timm_lc.paper.estimate import Estimator, duration
+from timm_lc.paper.estimate import Estimator
 from timm_lc.paper.experiment import Experiment, Variant
-from timm_lc.paper.results import RUNS, Line, describe, load
-from timm_lc.paper.runs import folder_of, known_values
+from timm_lc.paper.results import Results
+from timm_lc.paper.runs import describe_run, folder_of, known_values
 from timm_lc.training.data import DATA
 from timm_lc.training.trainer import STATE, Recipe, Run, Speed
 
-__all__ = ['Job', 'Options', 'chosen', 'list_experiments', 'list_runs', 'plan']
+__all__ = ['Job', 'Options', 'chosen', 'list_experiments', 'list_runs', 'open_results', 'plan']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Options:
         only: Regular expression that names of variants must match.
         values: The x values to keep, as text; () is all.
         train_dirs: Folders of train.py's runs on ImageNet.
+        time_networks: Whether an estimate times networks that were not trained here yet.
     """
 
     data: str
@@ -57,6 +57,7 @@ class Options:
     only: str = ''
     values: tuple[str, ...] = ()
     train_dirs: tuple[Path, ...] = ()
+    time_networks: bool = False
 
     def __post_init__(self) -> None:
         for name in ('runs', 'jobs', 'limit'):
@@ -80,49 +81,40 @@ class Options:
         """The name that the images will have."""
         return Path(self.data).resolve().name if Path(self.data).is_dir() else self.data
 
-    def lines(self, experiment: Experiment) -> list[Line]:
-        """Return an experiment's results, read anew only if the file has changed."""
-        directory = self.output / experiment.id
-        changed = (directory / RUNS).stat().st_mtime_ns if (directory / RUNS).is_file() else 0
-        return _load_version(directory, changed)
-
-    @property
-    def train_images(self) -> int:
-        """The number of training images, not reading them."""
-        sizes = {'cifar10': 50_000, 'cifar100': 50_000, 'digits': 1347}
-        count = sizes.get(self.data) or sum(1 for path in Path(self.data, 'train').glob('*/*') if path.is_file())
-        return min(count, self.limit or count)
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A training run, and the points that are made of it: (experiment, variant)."""
+    """A training run, and the points that are made of it.
+
+    Attributes:
+        run: What is trained.
+        content: The same with data and limit, as `describe_run` tells it.
+        directory: Of the trained network.
+        points: (experiment, variant) of each.
+    """
 
     run: Run
+    content: dict[str, Any]
     directory: Path
     points: tuple[tuple[Experiment, Variant], ...]
 
-    def lacking(self, options: Options) -> 'Job':
-        """Return the job with only those points that no results file has."""
-        wanted = json.loads(json.dumps(describe(self.run, options.data_name, options.limit)))
-        points = [
-            (experiment, variant)
-            for experiment, variant in self.points
-            if not any(
-                (line['facet'], line['series'], line['x']) == (variant.facet, variant.series, variant.x)
-                and {key: line['run'].get(key) for key in wanted} == wanted
-                for line in options.lines(experiment)
-            )
-        ]
+    def lacking(self, results: Mapping[str, Results]) -> 'Job':
+        """Return the job with only those points that the results have not."""
+        points = [point for point in self.points if not results[point[0].id].has(point[1], self.content)]
         return dataclasses.replace(self, points=tuple(points))
 
-    def state(self, options: Options) -> str:
+    def state(self, results: Mapping[str, Results]) -> str:
         """Return how far it is: in results, trained, interrupted, or missing."""
-        if not self.lacking(options).points:
+        if not self.lacking(results).points:
             return 'in results'
         if known_values(self.directory):
             return 'trained'
         return 'interrupted' if (self.directory / STATE).is_file() else 'missing'
+
+
+def open_results(experiments: Sequence[Experiment], options: Options) -> dict[str, Results]:
+    """Return the results of each experiment by its id."""
+    return {experiment.id: Results(options.output / experiment.id) for experiment in experiments}
 
 
 def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
@@ -134,17 +126,22 @@ def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
     places = list(dict.fromkeys(str(variant.x) for experiment in experiments for variant in experiment.variants))
     if unknown := ', '.join(value for value in options.values if value not in places):
         raise ValueError(f'`values` must be of the axis, got {unknown}; the axis has {", ".join(places)}')
-    found: dict[str, tuple[Run, list[tuple[Experiment, Variant]]]] = {}
+    jobs: dict[str, Job] = {}
     points = [(experiment, variant) for experiment in experiments for variant in chosen(experiment, options)]
     for seed in range(options.seed, options.seed + options.runs):
         for experiment, variant in points:
-            run = variant.run(seed, options.recipe)
-            folder = folder_of(run, options.data_name, options.limit)
             if experiment.measures and not (experiment.single and seed > options.seed):
-                found.setdefault(folder, (run, []))[1].append((experiment, variant))
+                job = _job(experiment, variant, seed, options)
+                points_so_far = jobs[job.directory.name].points if job.directory.name in jobs else ()
+                jobs[job.directory.name] = dataclasses.replace(job, points=points_so_far + job.points)
     index, count = options.shard
-    jobs = [Job(run, options.runs_dir / folder, tuple(made)) for folder, (run, made) in found.items()]
-    return jobs[index - 1 :: count]
+    return list(jobs.values())[index - 1 :: count]
+
+
+def _job(experiment: Experiment, variant: Variant, seed: int, options: Options) -> Job:
+    run = variant.run(seed, options.recipe)
+    content = describe_run(run, options.data_name, options.limit)
+    return Job(run, content, options.runs_dir / folder_of(content), ((experiment, variant),))
 
 
 def chosen(experiment: Experiment, options: Options) -> list[Variant]:
@@ -166,35 +163,39 @@ def chosen(experiment: Experiment, options: Options) -> list[Variant]:
 
 def list_experiments(experiments: Sequence[Experiment], options: Options) -> Iterator[str]:
     """Yield a line for each experiment, and one for all: runs, those missing, and the time that these would take."""
-    estimator, images = _estimator(options), options.train_images
+    estimator, results = _estimator(options), open_results(experiments, options)
+    images = _train_images(options)
     yield f'{"id":<8}{"runs":>6}{"missing":>9}{"time":>9}  title'
     for experiment in experiments:
-        jobs = plan([experiment], options)
-        yield f'{experiment.id:<8}{_cost(jobs, options, estimator, images)}  {experiment.title}'
-    yield f'{"all":<8}{_cost(plan(experiments, options), options, estimator, images)}  each shared run once'
+        yield f'{experiment.id:<8}{_cost(plan([experiment], options), results, estimator, images)}  {experiment.title}'
+    yield f'{"all":<8}{_cost(plan(experiments, options), results, estimator, images)}  each shared run once'
     yield f'time to train what is missing, one run after another: {estimator.source()}'
 
 
 def list_runs(experiments: Sequence[Experiment], options: Options) -> Iterator[str]:
     """Yield a line for each run: its state, its folder, the points made of it; then what missing ones would take."""
-    jobs = plan(experiments, options)
+    jobs, results = plan(experiments, options), open_results(experiments, options)
     for job in jobs:
         points = '; '.join(f'{experiment.id} {variant.name}' for experiment, variant in job.points)
-        yield f'{job.state(options):<12}{job.directory.name}  {points}'
+        yield f'{job.state(results):<12}{job.directory.name}  {points}'
     estimator = _estimator(options)
-    yield f'{"runs":>6}{"missing":>9}{"time":>9}\n{_cost(jobs, options, estimator, options.train_images)}'
+    yield f'{"runs":>6}{"missing":>9}{"time":>9}\n{_cost(jobs, results, estimator, _train_images(options))}'
     yield f'time: {estimator.source()}'
 
 
-@functools.lru_cache(maxsize=64)
-def _load_version(directory: Path, changed: int) -> list[Line]:
-    return load(directory)
+def _train_images(options: Options) -> int:
+    """Return the number of training images, not reading them."""
+    sizes = {'cifar10': 50_000, 'cifar100': 50_000, 'digits': 1347}
+    count = sizes.get(options.data) or sum(path.is_file() for path in Path(options.data, 'train').glob('*/*'))
+    return min(count, options.limit or count)
 
 
 def _estimator(options: Options) -> Estimator:
-    return Estimator(options.runs_dir, options.device, options.speed or Speed.best_for(options.device))
+    speed = options.speed or Speed.best_for(options.device)
+    return Estimator(options.runs_dir, options.device, speed, time_networks=options.time_networks)
 
 
-def _cost(jobs: Sequence[Job], options: Options, estimator: Estimator, images: int) -> str:
-    missing = [job.run for job in jobs if job.state(options) in ('missing', 'interrupted')]
-    return f'{len(jobs):>6}{len(missing):>9}{duration(estimator.total(missing, images)) if missing else "-":>9}'
+def _cost(jobs: Sequence[Job], results: Mapping[str, Results], estimator: Estimator, images: int) -> str:
+    missing = [job for job in jobs if job.state(results) in ('missing', 'interrupted')]
+    time = estimator.total([job.run for job in missing], images) if missing else '-'
+    return f'{len(jobs):>6}{len(missing):>9}{time:>9}'

@@ -1,12 +1,13 @@
 """All results of a folder as one page, in Markdown and as HTML that holds its figures: `timm-lc report`."""
 
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.plots import require_plots, svg
-from timm_lc.paper.results import RUNS, load, settings
+from timm_lc.paper.results import RUNS, Results, settings
 from timm_lc.paper.sections import Section, facts, make_section, write_section
 from timm_lc.paper.tables import markdown
 from timm_lc.training.files import write_text
@@ -54,8 +55,8 @@ def write_report(directory: Path) -> list[Path]:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
     sections = []
     for experiment in found:
-        folder = directory / experiment.id
-        sections.append(make_section(experiment, folder, next(iter(settings(load(folder))), '')))
+        lines = Results(directory / experiment.id).lines
+        sections.append(make_section(experiment, lines, next(iter(settings(lines)), '')))
         write_section(sections[-1], directory)
     pages = {'report.md': _markdown(sections), 'report.html': _html(sections)}
     for name, text in pages.items():
@@ -67,7 +68,7 @@ def _overview(sections: Sequence[Section]) -> list[list[str]]:
     """Return the table of contents: what of each experiment is measured."""
     rows = [['', 'figure or table', 'points measured', 'training runs']]
     for section in sections:
-        trained = sum(line['run']['seed'] is not None for line in section.lines)
+        trained = len({json.dumps(line.run, sort_keys=True) for line in section.lines if line.is_trained})
         points = f'{section.measured} of {len(section.experiment.variants)}'
         rows.append([section.experiment.id, section.experiment.title, points, str(trained)])
     return rows

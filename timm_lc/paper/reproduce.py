@@ -1,8 +1,7 @@
-"""Run what an experiment is missing, and write its results: `timm-lc reproduce`."""
+"""Make figures and tables: train what is missing, measure, write results (`timm-lc reproduce`)."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from tqdm import tqdm
@@ -10,9 +9,9 @@ from tqdm import tqdm
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.imagenet import collect_runs, write_commands
 from timm_lc.paper.measures import UNTRAINED
-from timm_lc.paper.planning import Job, Options, chosen, plan
-from timm_lc.paper.results import Line, describe, make_line, merge, setting_of, settings
-from timm_lc.paper.runs import measure_run, run_facts, train_once
+from timm_lc.paper.planning import Job, Options, chosen, open_results, plan
+from timm_lc.paper.results import Line, Results, setting_of, settings
+from timm_lc.paper.runs import describe_run, measure_run, run_facts, train_once
 from timm_lc.paper.sections import make_section, write_section
 from timm_lc.training.data import Images, load_images
 from timm_lc.training.parallel import in_parallel
@@ -24,72 +23,34 @@ __all__ = ['reproduce']
 def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     """Run what is missing and write the results of each experiment; return whether nothing is missing any more."""
     deadline = time.monotonic() + 60 * options.max_minutes
+    results = open_results(experiments, options)
     for experiment in experiments:
-        _measure_untrained(experiment, options, deadline)
         if experiment.by_train_script:
             write_commands(experiment, options.output / experiment.id / 'commands.sh')
-            merge(options.output / experiment.id, collect_runs(experiment, options.train_dirs))
+            if options.train_dirs:
+                results[experiment.id].add(collect_runs(experiment, options.train_dirs))
+        _measure_untrained(experiment, results[experiment.id], options, deadline)
     jobs = plan(experiments, options)
-    missing = [job for job in (job.lacking(options) for job in jobs) if job.points]
+    missing = [job for job in (job.lacking(results) for job in jobs) if job.points]
     if missing:
-        images = load_images(options.data, limit=options.limit)
-        _check_images(images, experiments, options)
-        tasks = [(job, images, options, deadline) for job in missing]
-        for number, lines in enumerate(in_parallel(_finish, tasks, options.jobs), 1):
-            for name, line in lines:
-                merge(options.output / name, [line])
-            _report(lines, f'run {number} of {len(missing)}')
+        _finish_all(missing, results, options, deadline)
     for experiment in experiments:
-        known = settings(options.lines(experiment))
-        setting = next(iter(known), '') if experiment.by_train_script else _setting(options)
-        path = write_section(make_section(experiment, options.output / experiment.id, setting), options.output)
-        print(f'{experiment.id}: {path}' + ('' if missing or not experiment.measures else ' (no run was missing)'))
-    untrained_is_whole = all(not _lacking_untrained(experiment, options) for experiment in experiments)
-    return untrained_is_whole and not any(job.lacking(options).points for job in jobs)
+        note = '' if missing or not experiment.measures else ' (no run was missing)'
+        print(f'{experiment.id}: {_write(experiment, results[experiment.id], options)}{note}')
+    untrained = any(_lacking_untrained(experiment, results[experiment.id], options) for experiment in experiments)
+    return not untrained and not any(job.lacking(results).points for job in jobs)
 
 
-def _check_images(images: Images, experiments: Sequence[Experiment], options: Options) -> None:
-    """Refuse to add to results of other images of the same name."""
-    for experiment in experiments:
-        for line in options.lines(experiment):
-            run = line['run']
-            same = (run.get('data'), run.get('limit')) == (images.name, options.limit)
-            if same and run.get('checksum', images.checksum) != images.checksum:
-                raise ValueError(
-                    f'`--output` {options.output / experiment.id} holds results of other images named {images.name}: '
-                    'give another folder, or rename that of `--data`'
-                )
-
-
-def _setting(options: Options) -> str:
-    return setting_of(describe(Run('', seed=0, recipe=options.recipe), options.data_name, options.limit))
-
-
-def _lacking_untrained(experiment: Experiment, options: Options) -> list[Variant]:
-    """Return the variants of which something that needs no training was not yet measured on this device."""
-    device, known = describe_device(options.device), options.lines(experiment)
-    points = [
-        (line['facet'], line['series'], line['x'], line['where']['device'])
-        for line in known
-        if line['run']['seed'] is None
-    ]
-    variants = chosen(experiment, options) if experiment.untrained else []
-    return [variant for variant in variants if (variant.facet, variant.series, variant.x, device) not in points]
-
-
-def _measure_untrained(experiment: Experiment, options: Options, deadline: float) -> None:
-    """Measure what needs no training, and write it into the results."""
-    where = {'device': describe_device(options.device), 'threads': torch.get_num_threads(), **versions()}
-    for variant in _lacking_untrained(experiment, options):
-        if time.monotonic() > deadline:
-            return
-        values: dict[str, Any] = {}
-        for name in experiment.untrained:
-            values.update(UNTRAINED[name](variant, options.device))
-        line = make_line(variant, None, where, values)
-        merge(options.output / experiment.id, [line])
-        if not experiment.measures:
-            _report([(experiment.id, line)])
+def _finish_all(jobs: Sequence[Job], results: Mapping[str, Results], options: Options, deadline: float) -> None:
+    """Train and measure what is missing, and write each result as it comes."""
+    images = load_images(options.data, limit=options.limit)
+    for known in results.values():
+        known.check_images(images, options.limit)
+    tasks = [(job, images, options, deadline) for job in jobs]
+    for number, lines in enumerate(in_parallel(_finish, tasks, options.jobs), 1):
+        for name, line in lines:
+            results[name].add([line])
+            _report(name, line, f'run {number} of {len(jobs)}')
 
 
 def _finish(job: Job, images: Images, options: Options, deadline: float) -> list[tuple[str, Line]]:
@@ -105,14 +66,43 @@ def _finish(job: Job, images: Images, options: Options, deadline: float) -> list
     lines = []
     for experiment, variant in job.points:
         values = measure_run(job.directory, experiment.measures, images, options.device, variant.amount)
-        lines.append((experiment.id, make_line(variant, run, facts['where'], values)))
+        lines.append((experiment.id, Line.of(variant, run, facts['where'], values)))
     return lines
 
 
-def _report(lines: Sequence[tuple[str, Line]], progress: str = '') -> None:
-    for name, line in lines:
-        numbers = {key: value for key, value in line['values'].items() if isinstance(value, int | float)}
-        shown = ', '.join(f'{key} {value:.4g}' for key, value in numbers.items())
-        point = ' '.join(str(part) for part in (line['facet'], line['series'], line['x']) if part != '')
-        seed = '' if line['run']['seed'] is None else f', seed {line["run"]["seed"]}'
-        tqdm.write(f'{name}: {point}{seed}: {shown or "pictures"}' + (f' ({progress})' if progress else ''))
+def _lacking_untrained(experiment: Experiment, results: Results, options: Options) -> list[Variant]:
+    """Return the variants of which something that needs no training was not yet measured on this device."""
+    device = describe_device(options.device)
+    variants = chosen(experiment, options) if experiment.untrained else []
+    return [variant for variant in variants if not results.has_untrained(variant, device)]
+
+
+def _measure_untrained(experiment: Experiment, results: Results, options: Options, deadline: float) -> None:
+    """Measure what needs no training, and write it into the results."""
+    where = {'device': describe_device(options.device), 'threads': torch.get_num_threads(), **versions()}
+    for variant in _lacking_untrained(experiment, results, options):
+        if time.monotonic() > deadline:
+            return
+        measured = [UNTRAINED[name](variant, options.device) for name in experiment.untrained]
+        line = Line.of(variant, None, where, {key: value for values in measured for key, value in values.items()})
+        results.add([line])
+        if not experiment.measures:
+            _report(experiment.id, line)
+
+
+def _write(experiment: Experiment, results: Results, options: Options) -> str:
+    """Write the table and the figure of the results of these options; return where, or why not."""
+    if not results.lines:
+        commands = f': {results.directory / "commands.sh"} trains it' if experiment.by_train_script else ''
+        return f'nothing is measured yet{commands}'
+    run = describe_run(Run('', seed=0, recipe=options.recipe), options.data_name, options.limit)
+    setting = next(iter(settings(results.lines)), '') if experiment.by_train_script else setting_of(run)
+    return str(write_section(make_section(experiment, results.lines, setting), options.output))
+
+
+def _report(name: str, line: Line, progress: str = '') -> None:
+    numbers = {key: value for key, value in line.values.items() if isinstance(value, int | float)}
+    shown = ', '.join(f'{key} {value:.4g}' for key, value in numbers.items())
+    point = ' '.join(str(part) for part in line.point if part != '')
+    seed = f', seed {line.seed}' if line.is_trained else ''
+    tqdm.write(f'{name}: {point}{seed}: {shown or "pictures"}' + (f' ({progress})' if progress else ''))

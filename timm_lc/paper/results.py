@@ -1,4 +1,4 @@
-"""Results of an experiment: `runs.jsonl`, one line for each point and training seed, and what it says when collected.
+"""Results of an experiment: `runs.jsonl`, one line for each point and training seed.
 
 Lines stand for themselves: files of several machines may be joined by `cat`, a later line replaces an earlier one
 of the same run.
@@ -7,100 +7,175 @@ of the same run.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_lc.paper.experiment import Experiment, Variant
+from timm_lc.paper.experiment import Experiment, Point, Variant
+from timm_lc.training.data import Images
 from timm_lc.training.files import lock, read_lines, write_lines
-from timm_lc.training.trainer import Run
 
-__all__ = ['FORMAT', 'RUNS', 'Cells', 'collect', 'describe', 'load', 'make_line', 'merge', 'setting_of', 'settings']
+__all__ = ['FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'setting_of', 'settings']
 
 FORMAT = 1
 RUNS = 'runs.jsonl'
 _PARTS = {'facet', 'series', 'x', 'pruned', 'run', 'where', 'values'}
 _TRAINED = {'model', 'model_kwargs', 'seed', 'recipe', 'data', 'limit'}
 
-Line = dict[str, Any]
-Cells = dict[tuple[str, Any, str], dict[str, dict[int, Any]]]
+Cells = dict[Point, dict[str, dict[int, Any]]]
 
 
-def make_line(variant: Variant, run: dict[str, Any] | None, where: dict[str, Any], values: dict[str, Any]) -> Line:
-    """Return a line of `runs.jsonl`; `run` is None for what needs no training."""
-    about = {'facet': variant.facet, 'series': variant.series, 'x': variant.x, 'pruned': variant.amount}
-    run = run or {'model': variant.model, 'model_kwargs': variant.model_kwargs, 'seed': None}
-    return {'format': FORMAT, **about, 'run': run, 'where': where, 'values': values}
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What was measured of one point.
 
-
-def describe(run: Run, data: str, limit: int | None) -> dict[str, Any]:
-    """Return what a line says of a training run before it is trained."""
-    return {**dataclasses.asdict(run), 'data': data, 'limit': limit}
-
-
-def load(directory: Path) -> list[Line]:
-    """Return the lines of a folder's `runs.jsonl`, [] if there is none.
-
-    Raises:
-        ValueError: If it was written by another version, or is damaged.
+    Attributes:
+        point: Place in the experiment.
+        pruned: Share of pointwise weights pruned before.
+        run: What was trained, as `describe_run` tells it; its `seed` is None of what needs no training.
+        where: Device, versions, and how the device was used.
+        values: Of the measures, by name.
     """
-    path = directory / RUNS
-    lines = read_lines(path)
-    for number, line in enumerate(lines, 1):
-        if line.get('format') != FORMAT:
-            found = line.get('format')
-            raise ValueError(f'{path} was written by another version: its format is {found}, this one reads {FORMAT}')
+
+    point: Point
+    pruned: float
+    run: dict[str, Any]
+    where: dict[str, Any]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, variant: Variant, run: dict[str, Any] | None, where: dict[str, Any], values: dict[str, Any]) -> 'Line':
+        """Return the line of a variant; `run` is None for what needs no training."""
+        untrained = {'model': variant.model, 'model_kwargs': variant.model_kwargs, 'seed': None}
+        return cls(variant.point, variant.amount, run or untrained, where, values)
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> 'Line':
+        """Return the line of a file's object.
+
+        Raises:
+            ValueError: If a part is missing.
+        """
         run = line.get('run')
         parts = _TRAINED if isinstance(run, dict) and run.get('seed') is not None else {'seed'}
         if not (line.keys() >= _PARTS and isinstance(run, dict) and parts <= run.keys()):
-            raise ValueError(f'{path} is damaged: line {number} is not whole')
-    return lines
+            raise ValueError('not whole')
+        return cls(Point(line['facet'], line['series'], line['x']), line['pruned'], run, line['where'], line['values'])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that a file holds."""
+        about = {'format': FORMAT, **self.point._asdict(), 'pruned': self.pruned}
+        return {**about, 'run': self.run, 'where': self.where, 'values': self.values}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a network was trained for it."""
+        return self.run['seed'] is not None
+
+    @property
+    def seed(self) -> int:
+        """Training seed, 0 of what needs no training."""
+        return self.run['seed'] or 0
+
+    @property
+    def setting(self) -> str:
+        """What runs must have in common to be averaged; '' if not trained."""
+        return setting_of(self.run) if self.is_trained else ''
+
+    @property
+    def identity(self) -> str:
+        """What a later line must share with this one to replace it."""
+        run = {key: value for key, value in self.run.items() if key not in ('images', 'checksum')}
+        return json.dumps([*self.point, self.pruned, run], sort_keys=True)
 
 
-def merge(directory: Path, lines: Iterable[Line]) -> list[Line]:
-    """Add lines to a folder's `runs.jsonl`, replacing those of the same runs; return all."""
-    with lock(directory / RUNS):
-        merged = {_identity(line): line for line in [*load(directory), *lines]}
-        write_lines(directory / RUNS, merged.values())
-    return list(merged.values())
+class Results:
+    """The results in an experiment's folder, as they were when it was opened or last added to.
+
+    Args:
+        directory: Of the experiment; it need not exist.
+
+    Raises:
+        ValueError: If another version wrote them, or they are damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.lines = self._read()
+
+    def add(self, lines: Iterable[Line]) -> None:
+        """Write lines to the file, replacing those of the same runs; what other processes wrote meanwhile stays."""
+        with lock(self.directory / RUNS):
+            merged = {line.identity: line for line in [*self._read(), *lines]}
+            self.lines = list(merged.values())
+            write_lines(self.directory / RUNS, (line.to_json() for line in self.lines))
+
+    def has(self, variant: Variant, run: dict[str, Any]) -> bool:
+        """Return whether a point was measured of a run that `describe_run` tells."""
+        run = json.loads(json.dumps(run))
+        return any(
+            line.point == variant.point and {key: line.run.get(key) for key in run} == run for line in self.lines
+        )
+
+    def has_untrained(self, variant: Variant, device: str) -> bool:
+        """Return whether a point was measured on a device without training."""
+        return any(
+            line.point == variant.point and not line.is_trained and line.where['device'] == device
+            for line in self.lines
+        )
+
+    def check_images(self, images: Images, limit: int | None) -> None:
+        """Refuse to add to results of other images of the same name.
+
+        Raises:
+            ValueError: If there are such.
+        """
+        for line in self.lines:
+            same = (line.run.get('data'), line.run.get('limit')) == (images.name, limit)
+            if same and line.run.get('checksum', images.checksum) != images.checksum:
+                raise ValueError(
+                    f'`--output` {self.directory} holds results of other images named {images.name}: '
+                    'give another folder, or rename that of `--data`'
+                )
+
+    def _read(self) -> list[Line]:
+        path = self.directory / RUNS
+        lines = []
+        for number, line in enumerate(read_lines(path), 1):
+            if (found := line.get('format')) != FORMAT:
+                raise ValueError(
+                    f'{path} was written by another version: its format is {found}, this one reads {FORMAT}'
+                )
+            try:
+                lines.append(Line.from_json(line))
+            except ValueError as error:
+                raise ValueError(f'{path} is damaged: line {number} is {error}') from None
+        return lines
 
 
 def setting_of(run: dict[str, Any]) -> str:
-    """Return what runs must have in common to be averaged: data and recipe, the penalty aside; '' if not trained."""
-    if run['seed'] is None:
-        return ''
+    """Return what runs must have in common to be averaged: data and recipe, the penalty aside."""
     recipe = {key: value for key, value in run['recipe'].items() if key != 'l1'}
     return json.dumps({'data': run['data'], 'limit': run['limit'], **recipe}, sort_keys=True)
 
 
-def settings(lines: Iterable[Line]) -> list[str]:
+def settings(lines: Sequence[Line]) -> list[str]:
     """Return the settings of trained lines: most epochs first, then most lines, then most images."""
-    found = [setting_of(line['run']) for line in lines]
+    found = [line.setting for line in lines if line.is_trained]
 
     def rank(setting: str) -> tuple[float, ...]:
         content = json.loads(setting)
         return content['epochs'], found.count(setting), content['limit'] or math.inf
 
-    return sorted({setting for setting in found if setting}, key=rank, reverse=True)
+    return sorted(set(found), key=rank, reverse=True)
 
 
-def collect(experiment: Experiment, lines: Iterable[Line], setting: str) -> Cells:
-    """Return, for each (facet, x, series) and key of values, the value of each training seed.
-
-    Lines of other settings, and of points that the experiment has not, are left out; what needs no training has seed 0.
-    """
-    points = {(variant.facet, variant.x, variant.series) for variant in experiment.variants}
+def collect(experiment: Experiment, lines: Iterable[Line]) -> Cells:
+    """Return, for each point of the experiment and key of values, the value of each training seed."""
+    points = {variant.point for variant in experiment.variants}
     cells: Cells = {}
     for line in lines:
-        point = (line['facet'], line['x'], line['series'])
-        if point not in points or setting_of(line['run']) not in ('', setting):
-            continue
-        for key, value in line['values'].items():
-            cells.setdefault(point, {}).setdefault(key, {})[line['run']['seed'] or 0] = value
+        if line.point in points:
+            for key, value in line.values.items():
+                cells.setdefault(line.point, {}).setdefault(key, {})[line.seed] = value
     return cells
-
-
-def _identity(line: Line) -> str:
-    run = {key: value for key, value in line['run'].items() if key not in ('images', 'checksum')}
-    parts = [line['facet'], line['series'], line['x'], line['pruned'], run]
-    return json.dumps(parts, sort_keys=True)

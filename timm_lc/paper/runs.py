@@ -23,15 +23,20 @@ from timm_lc.training.files import lock, read_json, read_lines, write_text
 from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, Run, Speed, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
-__all__ = ['folder_of', 'known_values', 'measure_run', 'run_facts', 'train_once']
+__all__ = ['describe_run', 'folder_of', 'known_values', 'measure_run', 'run_facts', 'train_once']
 
 VALUES = 'values.json'
 
 
-def folder_of(run: Run, data: str, limit: int | None) -> str:
+def describe_run(run: Run, data: str, limit: int | None) -> dict[str, Any]:
+    """Return all that makes a run: the fields of `Run`, `data` (name of the images) and `limit` (how many of them)."""
+    return {**dataclasses.asdict(run), 'data': data, 'limit': limit}
+
+
+def folder_of(run: dict[str, Any]) -> str:
     """Return the name of a run's folder: the network, the training seed and a digest of all that makes the run."""
-    content = json.dumps({**dataclasses.asdict(run), 'data': data, 'limit': limit}, sort_keys=True)
-    return f'{run.model}-seed{run.seed}-{hashlib.sha256(content.encode()).hexdigest()[:10]}'
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    return f'{run["model"]}-seed{run["seed"]}-{digest[:10]}'
 
 
 def known_values(directory: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from timm_lc.paper.experiment import Experiment
 from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
-from timm_lc.paper.results import Line, collect, load, setting_of
+from timm_lc.paper.results import Line, collect
 from timm_lc.paper.tables import markdown, table
 from timm_lc.training.files import write_text
 from timm_lc.training.trainer import Recipe
@@ -54,13 +54,12 @@ class Section:
         return [*rows, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
 
 
-def make_section(experiment: Experiment, directory: Path, setting: str) -> Section:
-    """Return the section of what `directory` holds of one setting; `results.settings` lists them."""
-    known = load(directory)
-    lines = [line for line in known if setting_of(line['run']) in ('', setting)]
-    cells = collect(experiment, lines, setting)
+def make_section(experiment: Experiment, lines: Sequence[Line], setting: str) -> Section:
+    """Return the section of those lines that are of one setting, or untrained; `results.settings` lists them."""
+    shown = [line for line in lines if line.setting in ('', setting)]
+    cells = collect(experiment, shown)
     rows = table(experiment, cells) if experiment.values else []
-    return Section(experiment, lines, rows, draw(experiment, cells), len(cells), len(known) - len(lines))
+    return Section(experiment, shown, rows, draw(experiment, cells), len(cells), len(lines) - len(shown))
 
 
 def write_section(section: Section, output: Path) -> Path:
@@ -78,8 +77,8 @@ def write_section(section: Section, output: Path) -> Path:
 def facts(lines: Iterable[Line]) -> list[tuple[str, str]]:
     """Return (name, text) of what results were made with: every recipe, data set, device and version among them."""
     lines = list(lines)
-    trained = [line['run'] for line in lines if line['run']['seed'] is not None]
-    places = [line['where'] for line in lines if line['where']]
+    trained = [line.run for line in lines if line.is_trained]
+    places = [line.where for line in lines if line.where]
     seeds = sorted({run['seed'] for run in trained})
     several = '; mean ± standard deviation (runs)' if len(seeds) > 1 else ''
     found = [
@@ -95,7 +94,7 @@ def facts(lines: Iterable[Line]) -> list[tuple[str, str]]:
 def _command(section: Section) -> str:
     """Return the command that makes the results, but for its choice of points and of a device."""
     command = f'timm-lc reproduce {section.experiment.id}'
-    trained = [line['run'] for line in section.lines if line['run']['seed'] is not None]
+    trained = [line.run for line in section.lines if line.is_trained]
     if not trained or section.experiment.by_train_script:
         return command
     recipe, first, last = trained[0]['recipe'], *(end(run['seed'] for run in trained) for end in (min, max))

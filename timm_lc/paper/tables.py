@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm_lc.analysis.intervals import mean_and_std, paired_interval
-from timm_lc.paper.experiment import GAP, Experiment, Printed, Value
+from timm_lc.paper.experiment import GAP, Experiment, Point, Printed, Value
 from timm_lc.paper.results import Cells
 
 __all__ = ['differences', 'markdown', 'series_of', 'table']
@@ -33,7 +33,7 @@ def table(experiment: Experiment, cells: Cells) -> list[list[str]]:
 
 def _points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:
     """Return, in the experiment's order, each (facet, x) that has a value of ours or of the paper's."""
-    known = {(facet, x) for facet, x, _ in cells} | {(printed.facet, printed.x) for printed in experiment.printed}
+    known = {(point.facet, point.x) for point in cells} | {(printed.facet, printed.x) for printed in experiment.printed}
     return list(dict.fromkeys((v.facet, v.x) for v in experiment.variants if (v.facet, v.x) in known))
 
 
@@ -46,7 +46,7 @@ def differences(experiment: Experiment, cells: Cells, facet: str, x: Any, key: s
     """Return the first series of the pair less the second, for each training seed that both have."""
     if experiment.pair is None:
         return []
-    first, second = (cells.get((facet, x, series), {}).get(key, {}) for series in experiment.pair)
+    first, second = (cells.get(Point(facet, series, x), {}).get(key, {}) for series in experiment.pair)
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 
@@ -59,7 +59,7 @@ def _add_column(
     printed = _printed(experiment, series, value)
     header += [title, *([f'paper: {title}', 'deviation'] if printed else [])]
     for row, (facet, x) in zip(rows, _points(experiment, cells), strict=True):
-        found = cells.get((facet, x, series), {})
+        found = cells.get(Point(facet, series, x), {})
         ours = list(found.get(value.key, {}).values())
         row.append(_spread(ours, value, found.get(f'{value.key}_std', {}).get(0)))
         if printed:
