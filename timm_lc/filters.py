@@ -11,15 +11,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ['KEPT', 'UNIFORM', 'VERSION', 'FilterRecord', 'check_gain', 'check_seed', 'layer_stream', 'random_values']
+from timm_lc.orthogonal import orthonormal_rows
+
+__all__ = [
+    'EXPECTED',
+    'FILTER_SETS',
+    'KEPT',
+    'ORTHOGONAL',
+    'UNIFORM',
+    'VERSION',
+    'FilterRecord',
+    'check_filters',
+    'check_gain',
+    'check_seed',
+    'layer_stream',
+    'random_values',
+]
 
 VERSION = 1
 SHARED_STREAM = 0
-# Filter sets: KEPT filters were frozen as they were and live in the checkpoint; UNIFORM ones come from the generator.
-KEPT, UNIFORM = 0, 1
+# KEPT filters were frozen as they were and live in the checkpoint; UNIFORM ones come from the generator; ORTHOGONAL
+# ones are those, made orthonormal per group; EXPECTED has no filters: it stands for the limit of W^T W for many.
+KEPT, UNIFORM, ORTHOGONAL, EXPECTED = 0, 1, 2, 3
+FILTER_SETS = {'uniform': UNIFORM, 'orthogonal': ORTHOGONAL, 'expected': EXPECTED}
 
 _BLOCK = 1 << 15  # 64-bit words a block: 256 KiB, stays in the second-level cache
-# version, filter set, reserved, seed, stream, period, shape, gain, CRC-32 of the filters; then the CRC-32 of these
+# version, filter set, groups - 1, seed, stream, period, shape, gain, CRC-32 of the filters; then the CRC-32 of these
 _LAYOUT = struct.Struct('<BBHIIIIIHHdI')
 _CHECKSUM = struct.Struct('<I')
 
@@ -36,6 +53,13 @@ def check_gain(gain: float) -> float:
     if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < float('inf'):
         raise ValueError(f'`gain` must be a positive number, got {gain!r}')
     return gain
+
+
+def check_filters(filters: str) -> int:
+    """Return the filter set of that name, else raise `ValueError`."""
+    if not isinstance(filters, str) or filters not in FILTER_SETS:
+        raise ValueError(f'`filters` must be one of {", ".join(map(repr, FILTER_SETS))}, got {filters!r}')
+    return FILTER_SETS[filters]
 
 
 def layer_stream(name: str) -> int:
@@ -81,8 +105,9 @@ class FilterRecord:
         seed: Filter seed in [0, 2**32).
         stream: `layer_stream` of the layer's name, 0 if it slices the shared vector.
         period: Values after which the stream repeats (recycled sharing, section 4.3); 0 if it never does.
-        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w).
-        filter_set: `UNIFORM`, or `KEPT` for filters that no seed gives.
+        gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); orthogonal ones have their mean square.
+        filter_set: `UNIFORM`, `ORTHOGONAL`, `EXPECTED`, or `KEPT` for filters that no seed gives.
+        groups: In each of how many groups rows are orthonormal; 1 for the other sets, which do not depend on it.
     """
 
     shape: tuple[int, int, int, int]
@@ -91,6 +116,7 @@ class FilterRecord:
     period: int = 0
     gain: float = 1.0
     filter_set: int = UNIFORM
+    groups: int = 1
 
     @property
     def numel(self) -> int:
@@ -119,16 +145,37 @@ class FilterRecord:
         return values if drawn == self.numel else np.resize(values, self.numel)
 
     def filters(self) -> np.ndarray:
-        """Return the filters, float32 (C_out, C_in/groups, k_h, k_w)."""
+        """Return the filters, float32 (C_out, C_in/groups, k_h, k_w).
+
+        Raises:
+            ValueError: If the set is `EXPECTED`, which has none.
+        """
+        if self.filter_set == EXPECTED:
+            raise ValueError("`filters='expected'` has no filters: it needs `implicit=True`")
         values = self.unit_values()
+        if self.filter_set == ORTHOGONAL:
+            return self._orthogonalised(values).reshape(self.shape)
         values *= np.float32(self.scale)
         return values.reshape(self.shape)
+
+    def _orthogonalised(self, values: np.ndarray) -> np.ndarray:
+        """Make (R/groups, fan) orthogonal in each group: its rows, or its columns where there are fewer of them.
+
+        The squares of all values sum to what is expected of uniform ones, R * gain^2 / 3: W^T W becomes gain^2 / 3
+        times a projector, or, with more rows than columns, the expected W^T W itself.
+        """
+        rows, fan = self.shape[0] // self.groups, math.prod(self.shape[1:])
+        matrix = values.reshape(self.groups, rows, fan)
+        if rows <= fan:
+            return np.float32(orthonormal_rows(matrix) * (self.gain / math.sqrt(3)))
+        columns = orthonormal_rows(np.swapaxes(matrix, 1, 2))
+        return np.swapaxes(np.float32(columns * (self.gain * math.sqrt(rows / (3 * fan)))), 1, 2)
 
     def encode(self, filters: np.ndarray | None) -> np.ndarray:
         """Return the record as bits, bool (RECORD_BITS,), with the fingerprint of `filters` (0 for kept ones)."""
         crc = 0 if filters is None else fingerprint(filters)
         packed = _LAYOUT.pack(
-            VERSION, self.filter_set, 0, self.seed, self.stream, self.period, *self.shape, self.gain, crc
+            VERSION, self.filter_set, self.groups - 1, self.seed, self.stream, self.period, *self.shape, self.gain, crc
         )
         packed += _CHECKSUM.pack(zlib.crc32(packed))
         return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(bool)
@@ -146,14 +193,15 @@ class FilterRecord:
         body, (checksum,) = packed[: _LAYOUT.size], _CHECKSUM.unpack(packed[_LAYOUT.size :])
         if zlib.crc32(body) != checksum:
             raise ValueError('damaged filter record: its checksum does not match')
-        version, filter_set, reserved, seed, stream, period, *shape, gain, crc = _LAYOUT.unpack(body)
-        if version != VERSION or reserved or filter_set not in (KEPT, UNIFORM):
+        version, filter_set, others, seed, stream, period, *shape, gain, crc = _LAYOUT.unpack(body)
+        is_known = filter_set == ORTHOGONAL or (filter_set in (KEPT, UNIFORM, EXPECTED) and not others)
+        if version != VERSION or not is_known:
             raise ValueError(
                 f'filter record of unknown version {version} (this release reads {VERSION}): upgrade timm_lc'
             )
-        if min(shape) < 1 or not 0 < gain < math.inf:
+        if min(shape) < 1 or not 0 < gain < math.inf or shape[0] % (others + 1):
             raise ValueError(f'damaged filter record: no filters have shape {tuple(shape)} and gain {gain}')
-        return cls(tuple(shape), seed, stream, period, gain, filter_set), crc
+        return cls(tuple(shape), seed, stream, period, gain, filter_set, others + 1), crc
 
 
 RECORD_BITS = 8 * (_LAYOUT.size + _CHECKSUM.size)

@@ -13,7 +13,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from timm_lc.filters import RECORD_BITS, FilterRecord, fingerprint
+from timm_lc.filters import EXPECTED, ORTHOGONAL, RECORD_BITS, FilterRecord, check_filters, fingerprint, layer_stream
 from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     'filter_shape',
     'freeze_convolution',
     'is_frozen',
+    'named_record',
     'remove_hook',
     'seed_convolution',
     'share_convolution',
@@ -50,6 +51,15 @@ def describe_filters(conv: nn.Conv2d) -> str:
     is_recycled = 0 < record.period < record.numel
     period = f', period={record.period}' if is_recycled else ''
     return f'{"shared" if record.is_shared else "frozen"}, seed={record.seed}{period}'
+
+
+def named_record(conv: nn.Conv2d, name: str, seed: int, gain: float, filters: str = 'uniform') -> FilterRecord:
+    """Return the record of the unshared filters of the layer `name`, of a filter set that has filters."""
+    filter_set = check_filters(filters)
+    if filter_set == EXPECTED:
+        raise ValueError("`filters='expected'` has no filters: it needs `implicit=True`")
+    groups = conv.groups if filter_set == ORTHOGONAL else 1
+    return FilterRecord(filter_shape(conv), seed, layer_stream(name), 0, float(gain), filter_set, groups)
 
 
 def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:

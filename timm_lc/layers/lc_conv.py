@@ -1,5 +1,6 @@
 """The LC-Block, computed as one convolution (definition 3.1, section 4.2, figure 5)."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
-from timm_lc.filters import FilterRecord, check_seed, layer_stream
-from timm_lc.layers.frozen import filter_shape, freeze_convolution, refuse_unfilled, seed_convolution
+from timm_lc.filters import FilterRecord, check_seed
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.shared import repeat_to
 
 __all__ = ['LCConv2d']
@@ -67,6 +68,7 @@ class LCConv2d(nn.Module):
         expansion: E, spatial filters for each output channel.
         freeze_spatial: Whether the filters keep their random values.
         seed: Filter seed in [0, 2**32).
+        filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`).
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W'), as `nn.Conv2d`.
@@ -91,6 +93,7 @@ class LCConv2d(nn.Module):
         expansion: int = 1,
         freeze_spatial: bool = True,
         seed: int = 0,
+        filters: str = 'uniform',
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -99,13 +102,8 @@ class LCConv2d(nn.Module):
         conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, 'meta', dtype
         )
-        self._build(
-            conv,
-            expansion,
-            FilterRecord((1, 1, 1, 1), check_seed(seed), layer_stream('spatial')),
-            freeze_spatial,
-            device,
-        )
+        record = named_record(conv, 'spatial', check_seed(seed), 1.0, filters)
+        self._build(conv, expansion, record, freeze_spatial, device)
 
     @classmethod
     def from_convolution(
@@ -135,7 +133,7 @@ class LCConv2d(nn.Module):
         self.pointwise = nn.Conv2d(
             rows, conv.out_channels, 1, groups=conv.groups, bias=has_bias, device=device, dtype=dtype
         )
-        record = FilterRecord(filter_shape(self.spatial), record.seed, record.stream, gain=record.gain)
+        record = dataclasses.replace(record, shape=filter_shape(self.spatial))
         (freeze_convolution if freeze_spatial else seed_convolution)(self.spatial, record)
 
     def effective_weight(self) -> Tensor:

@@ -3,10 +3,11 @@
 from torch import nn
 
 from timm_lc.filters import check_gain, check_seed
+from timm_lc.layers.frozen import named_record
 from timm_lc.layers.lc_conv import LCConv2d, check_expansion
 from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
-from timm_lc.transforms.freeze import ignore_in_ddp, name_record
+from timm_lc.transforms.freeze import ignore_in_ddp
 
 __all__ = ['add_linear_combinations', 'replace_modules']
 
@@ -19,6 +20,7 @@ def add_linear_combinations(
     filter_fn: FilterFn | None = None,
     *,
     gain: float = 1.0,
+    filters: str = 'uniform',
 ) -> nn.Module:
     """Replace, in place, each spatial convolution by an `LCConv2d` of the same geometry; return `model`.
 
@@ -30,7 +32,8 @@ def add_linear_combinations(
         seed: Filter seed in [0, 2**32).
         freeze_spatial: Whether the filters keep their random values.
         filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are replaced.
-        gain: As in `freeze_spatial`.
+        gain: As in `freeze_spatial`, like `filters`.
+        filters: The filter set.
 
     Raises:
         ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
@@ -51,7 +54,7 @@ def add_linear_combinations(
             raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
         if is_shared(conv):
             raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
-        record = name_record(conv, f'{name}.spatial', seed, gain)
+        record = named_record(conv, f'{name}.spatial', seed, gain, filters)
         try:
             blocks[conv] = LCConv2d.from_convolution(conv, expansion, record, freeze_spatial=freeze_spatial)
         except ValueError as error:

@@ -2,8 +2,14 @@
 
 from torch import nn
 
-from timm_lc.filters import KEPT, FilterRecord, check_gain, check_seed, layer_stream
-from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, seed_convolution
+from timm_lc.filters import (
+    KEPT,
+    FilterRecord,
+    check_filters,
+    check_gain,
+    check_seed,
+)
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
 from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
 
@@ -11,7 +17,12 @@ __all__ = ['freeze_spatial', 'seed_spatial']
 
 
 def freeze_spatial(
-    model: nn.Module, seed: int | None = 0, filter_fn: FilterFn | None = None, *, gain: float = 1.0
+    model: nn.Module,
+    seed: int | None = 0,
+    filter_fn: FilterFn | None = None,
+    *,
+    gain: float = 1.0,
+    filters: str = 'uniform',
 ) -> nn.Module:
     """Replace, in place, the filters of the spatial convolutions by random ones that never learn; return `model`.
 
@@ -23,9 +34,10 @@ def freeze_spatial(
         seed: Filter seed in [0, 2**32); None freezes the present weights, which the state dict then keeps.
         filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are frozen.
         gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); 1 is PyTorch's default, sqrt(6) He's.
+        filters: 'uniform' as in the paper, or 'orthogonal': orthonormal rows per group, of the same mean square.
 
     Raises:
-        ValueError: If nothing matches, the seed is out of range, or a layer shares filters of another seed.
+        ValueError: If nothing matches, an argument is out of range, or a layer shares filters of another seed.
 
     Example:
         >>> import timm
@@ -36,7 +48,7 @@ def freeze_spatial(
     matched = matched_convolutions(model, filter_fn)
     if seed is not None:
         check_seed(seed)
-    check_gain(gain)
+    check_gain(gain), check_filters(filters)
     for name, conv in matched:
         if is_shared(conv) and seed not in (None, conv.filter_record.seed):
             present = conv.filter_record.seed
@@ -47,23 +59,18 @@ def freeze_spatial(
         if is_shared(conv):
             continue
         if seed is not None:
-            freeze_convolution(conv, name_record(conv, name, seed, gain))
+            freeze_convolution(conv, named_record(conv, name, seed, gain, filters))
         elif not is_frozen(conv):
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
     ignore_in_ddp(model)
     return model
 
 
-def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0) -> nn.Module:
+def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0, filters: str = 'uniform') -> nn.Module:
     """Start the learnable spatial convolutions, in place, from the filters that `freeze_spatial` would freeze."""
     for name, conv in matched_convolutions(model, None):
-        seed_convolution(conv, name_record(conv, name, check_seed(seed), check_gain(gain)))
+        seed_convolution(conv, named_record(conv, name, check_seed(seed), check_gain(gain), filters))
     return model
-
-
-def name_record(conv: nn.Conv2d, name: str, seed: int, gain: float) -> FilterRecord:
-    """Return the record of the unshared filters of the layer `name`."""
-    return FilterRecord(filter_shape(conv), seed, layer_stream(name), gain=float(gain))
 
 
 def ignore_in_ddp(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ import math
 
 from torch import nn
 
+from timm_lc.filters import UNIFORM, check_filters
 from timm_lc.transforms.combine import add_linear_combinations
 from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
 from timm_lc.transforms.share import share_weights
@@ -25,6 +26,7 @@ class LCOptions:
         seed: Filter seed in [0, 2**32), independent of the training seed.
         gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
             or sqrt(6) (He) for a network without norms.
+        filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`).
     """
 
     freeze_spatial: bool = True
@@ -34,6 +36,7 @@ class LCOptions:
     expansion: int | None = None
     seed: int = 0
     gain: float | None = None
+    filters: str = 'uniform'
 
     def __post_init__(self) -> None:
         for name in ('freeze_spatial', 'share_weights'):
@@ -45,16 +48,20 @@ class LCOptions:
             )
         if not self.share_weights and (self.recycle != 1 or self.shared_length is not None):
             raise ValueError('`recycle` and `shared_length` need `share_weights=True`')
+        if self.share_weights and check_filters(self.filters) != UNIFORM:
+            raise ValueError(f"`share_weights=True` needs `filters='uniform'`, got {self.filters!r}")
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Transform a stock network in place."""
         gain = self.gain if self.gain is not None else 1.0 if _has_norm(model) else math.sqrt(6)
         if self.expansion is not None:
-            add_linear_combinations(model, self.expansion, self.seed, self.freeze_spatial, gain=gain)
+            add_linear_combinations(
+                model, self.expansion, self.seed, self.freeze_spatial, gain=gain, filters=self.filters
+            )
         elif self.freeze_spatial:
-            freeze_spatial(model, self.seed, gain=gain)
+            freeze_spatial(model, self.seed, gain=gain, filters=self.filters)
         else:
-            seed_spatial(model, self.seed, gain=gain)
+            seed_spatial(model, self.seed, gain=gain, filters=self.filters)
         if self.share_weights:
             share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
         return model
