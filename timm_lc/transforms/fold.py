@@ -9,6 +9,7 @@ from torch import nn
 from timm_lc._timm import describe_as, replace_arguments
 from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolution
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.packing import refuse_packed
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.options import LC_ARGUMENTS
@@ -23,11 +24,16 @@ def fold(model: nn.Module) -> nn.Module:
     is not installed; one that stock timm lacks becomes its plain form, such as `lc_resnet_cifar` with `expansion=None`.
     A network with nothing to fold is copied.
 
+    Raises:
+        ValueError: If an LC-Block has an operation between its two convolutions (`between=`).
+
     Example:
         >>> import timm, timm_lc
         >>> fold(timm.create_model('lc_resnet18')).pretrained_cfg['architecture']
         'resnet18'
     """
+    if pair := next((name for name, module in model.named_modules() if isinstance(module, LCPair)), None):
+        raise ValueError(f'layer `{pair}` has an operation between its two convolutions, which then fold into none')
     folded = copy.deepcopy(model)
     if isinstance(folded, LCConv2d):
         return folded.fuse()

@@ -6,7 +6,9 @@ import math
 from torch import nn
 
 from timm_lc.filters import UNIFORM, check_filters
-from timm_lc.transforms.combine import add_linear_combinations
+from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.lc_pair import LCPair
+from timm_lc.transforms.combine import add_linear_combinations, replace_modules
 from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
 from timm_lc.transforms.share import share_weights
 
@@ -23,6 +25,8 @@ class LCOptions:
         recycle: r; the shared vector is r times shorter and repeats.
         shared_length: Length of the shared vector, in place of `recycle` (figure 10).
         expansion: E turns each spatial convolution into an LC-Block; None leaves combining to the architecture.
+        between: 'relu', 'bn' or 'bn_relu' between the two convolutions of each LC-Block (second version, table 3),
+            which then are computed one after the other and do not fold; None is nothing, as the paper's LC-Block has.
         seed: Filter seed in [0, 2**32), independent of the training seed.
         gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
             or sqrt(6) (He) for a network without norms.
@@ -34,6 +38,7 @@ class LCOptions:
     recycle: int = 1
     shared_length: int | None = None
     expansion: int | None = None
+    between: str | None = None
     seed: int = 0
     gain: float | None = None
     filters: str = 'uniform'
@@ -50,6 +55,8 @@ class LCOptions:
             raise ValueError('`recycle` and `shared_length` need `share_weights=True`')
         if self.share_weights and check_filters(self.filters) != UNIFORM:
             raise ValueError(f"`share_weights=True` needs `filters='uniform'`, got {self.filters!r}")
+        if self.between is not None and self.expansion is None:
+            raise ValueError(f'`between` needs `expansion`, the LC-Blocks that it is in; got {self.between!r} alone')
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Transform a stock network in place."""
@@ -62,6 +69,8 @@ class LCOptions:
             freeze_spatial(model, self.seed, gain=gain, filters=self.filters)
         else:
             seed_spatial(model, self.seed, gain=gain, filters=self.filters)
+        if self.between is not None:
+            _separate(model, self.between)
         if self.share_weights:
             share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
         return model
@@ -69,6 +78,13 @@ class LCOptions:
 
 # Keyword arguments that `lc_` models have and stock ones lack
 LC_ARGUMENTS = tuple(field.name for field in dataclasses.fields(LCOptions))
+
+
+def _separate(model: nn.Module, between: str) -> nn.Module:
+    """Replace, in place, each LC-Block by its two convolutions with an operation between them; return `model`."""
+    blocks = [module for module in model.modules() if isinstance(module, LCConv2d)]
+    replace_modules(model, {block: LCPair(block, between) for block in blocks})
+    return model
 
 
 def _has_norm(model: nn.Module) -> bool:
