@@ -5,6 +5,8 @@ from typing import Any
 from timm.data import resolve_data_config
 from torch import nn
 
+from timm_lc.naming import architecture_of
+
 __all__ = ['data_config', 'input_size']
 
 
@@ -14,8 +16,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     Raises:
         ValueError: If `model` is not timm's.
     """
-    if not getattr(model, 'pretrained_cfg', None):
-        raise ValueError(f'`model` must come from timm.create_model: a {type(model).__name__} tells no input size')
+    architecture_of(model)
     channels, height, width = model.pretrained_cfg['input_size']
     stem = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), channels)
     return getattr(model, 'in_chans', stem), height, width  # which timm tells from 1.0.31 on

@@ -10,6 +10,7 @@ from timm.data import create_dataset, create_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from timm_lc.arguments import check_count
 from timm_lc.inputs import data_config
 
 __all__ = ['accuracy', 'folder_dataset', 'folder_loader', 'predict']
@@ -31,9 +32,9 @@ def folder_loader(
         ValueError: If `data_dir` is no folder of images, its classes are not those of `model`, `model` takes no
             images of 1 or 3 channels, or `batch_size` or `limit` is not positive.
     """
-    for name, value in (('batch_size', batch_size), ('limit', limit)):
-        if value is not None and value < 1:
-            raise ValueError(f'`{name}` must be a positive integer, got {value}')
+    check_count('batch_size', batch_size)
+    if limit is not None:
+        check_count('limit', limit)
     config = _image_config(model)
     dataset = folder_dataset(data_dir, split, input_img_mode='L' if config['input_size'][0] == 1 else 'RGB')
     classes, num_classes = len(dataset.reader.class_to_idx), getattr(model, 'num_classes', None)

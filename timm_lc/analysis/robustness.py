@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from timm_lc.arguments import check_count
+
 __all__ = ['EPSILON', 'Normalized', 'fgsm', 'pgd', 'robust_accuracy']
 
 EPSILON = 1 / 255  # figure 4
@@ -68,8 +70,7 @@ def pgd(
     Raises:
         ValueError: If `steps` is not positive.
     """
-    if steps < 1:
-        raise ValueError(f'`steps` must be a positive integer, got {steps}')
+    check_count('steps', steps)
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     noise = torch.rand(images.shape, generator=generator).to(images) * 2 - 1
     adversarial = _limit(images + epsilon * noise, images, epsilon)

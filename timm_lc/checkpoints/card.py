@@ -14,6 +14,7 @@ from timm_lc.filters import RECORD_BITS
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.naming import architecture_of
 
 __all__ = ['MARKER', 'Facts', 'model_card']
 
@@ -101,12 +102,8 @@ def model_card(
         >>> print(model_card(timm.create_model('lc_resnet18'), 'user/name').splitlines()[1])
         library_name: timm
     """
-    if not getattr(model, 'pretrained_cfg', None):
-        raise ValueError(
-            f'`model` must come from timm.create_model: a {type(model).__name__} has no architecture to name'
-        )
+    architecture = architecture_of(model)
     facts = facts or Facts()
-    architecture = model.pretrained_cfg['architecture']
     name = repo_id.rpartition('/')[2] if repo_id else architecture
     metadata = _metadata(model, name, facts, is_timm=not is_program)
     used = usage(model, repo_id, plain_repo, plain_of, is_program=is_program, has_onnx=has_onnx)

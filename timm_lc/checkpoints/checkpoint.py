@@ -28,6 +28,7 @@ from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.filters import VERSION
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.packing import pack_pointwise
+from timm_lc.naming import architecture_of, has_lc_name
 
 __all__ = ['is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'train_arguments', 'weights_file']
 
@@ -215,8 +216,7 @@ def is_foreign_card(path: Path) -> bool:
 
 def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | None) -> None:
     """Write timm's own config, and beside it what a reader may want to know of the filters."""
-    if not getattr(model, 'pretrained_cfg', None):
-        raise ValueError('`model` must come from timm.create_model: it has no architecture to write into config.json')
+    architecture_of(model)  # before anything is written
     if not hasattr(model, 'num_classes'):
         raise ValueError(f'`model` is a {type(model).__name__}, a part of a network: save the whole network')
     records = [module.filter_record for module in model.modules() if is_frozen(module)]
@@ -256,11 +256,9 @@ def _check_rebuilds(model: nn.Module, directory: Path) -> None:
 
 def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the state dict as a file stores it: on the CPU, contiguous, cast and packed."""
-    architecture = model.pretrained_cfg['architecture']
-    if sparse and not architecture.startswith('lc_'):
-        raise ValueError(
-            f'`sparse` is for lc_ networks: {architecture!r}, which is not one, loads ordinary weights only'
-        )
+    if sparse and not has_lc_name(model):
+        name = architecture_of(model)
+        raise ValueError(f'`sparse` is for lc_ networks: {name!r}, which is not one, loads ordinary weights only')
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f'`dtype` must be a floating type, got {dtype}')
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -14,6 +14,7 @@ from timm_lc.analysis.evaluation import folder_loader
 from timm_lc.checkpoints.card import Facts, model_card
 from timm_lc.checkpoints.checkpoint import CARD, WEIGHTS, is_foreign_card, load_model, save_pretrained
 from timm_lc.inputs import input_size
+from timm_lc.naming import architecture_of, has_lc_name
 from timm_lc.transforms.fold import fold
 
 __all__ = ['FORMS', 'Comparison', 'Export', 'compare', 'export']
@@ -163,7 +164,7 @@ def _write(
     folded = fold(model)
     if form == 'onnx':
         return {ONNX: _save_onnx(folded, folder / ONNX)}, []
-    if form == 'folded' or not _is_lc(folded):
+    if form == 'folded' or not has_lc_name(folded):
         return {WEIGHTS: _save(folded, folder, facts)}, []
     return _write_program(model, folded, folder, facts)
 
@@ -172,7 +173,7 @@ def _write_program(
     model: nn.Module, folded: nn.Module, folder: Path, facts: Facts | None
 ) -> tuple[dict[str, Network], list[str]]:
     """Write the form for where timm has no such network, with ONNX if its packages are there; return as `_write`."""
-    note = f'stock timm has no {_architecture(model)}: {PROGRAM} is it folded, for torch.export.load without timm'
+    note = f'stock timm has no {architecture_of(model)}: {PROGRAM} is it folded, for torch.export.load without timm'
     written, notes = {PROGRAM: _save_program(folded, folder / PROGRAM)}, [f'{note}, and {ONNX} for other runtimes']
     try:
         written[ONNX] = _save_onnx(folded, folder / ONNX)
@@ -181,14 +182,6 @@ def _write_program(
     card = model_card(folded, is_program=True, has_onnx=ONNX in written, facts=facts)
     (folder / CARD).write_text(card, encoding='utf-8')
     return written, notes
-
-
-def _architecture(model: nn.Module) -> str:
-    return model.pretrained_cfg['architecture']
-
-
-def _is_lc(model: nn.Module) -> bool:
-    return _architecture(model).startswith('lc_')
 
 
 def _save(

@@ -1,11 +1,11 @@
 """Code that loads a network and classifies a picture, with and without this package, for a model card."""
 
-from timm.models import is_model
 from torch import nn
 
 from timm_lc.inputs import data_config, input_size
+from timm_lc.naming import architecture_of, has_lc_name, is_stock
 
-__all__ = ['is_stock', 'usage']
+__all__ = ['usage']
 
 
 def usage(
@@ -22,7 +22,7 @@ def usage(
         return _program_usage(model, repo_id, '', has_onnx)
     if plain_of and repo_id:
         return f'{_plain_usage(model, repo_id, "", has_onnx)}\n\n{_classify(model)}'
-    is_lc = model.pretrained_cfg['architecture'].startswith('lc_')
+    is_lc = has_lc_name(model)
     package = ['import timm_lc  # registers the lc_ models'] if is_lc else []
     source = f'hf-hub:{repo_id}' if repo_id else 'local-dir:PATH_OF_THIS_FOLDER'
     text = _python('import timm', *package, '', f"model = timm.create_model('{source}', pretrained=True).eval()")
@@ -31,11 +31,6 @@ def usage(
         return text
     plain = _plain_usage(model, plain_repo, 'plain/' if plain_repo == repo_id else '', has_onnx)
     return f'{text}\n\nThe same function without `timm_lc`, every filter written out:\n\n{plain}'
-
-
-def is_stock(architecture: str) -> bool:
-    """Return whether stock timm has the network, folded."""
-    return is_model(architecture.removeprefix('lc_'))
 
 
 def _classify(model: nn.Module) -> str:
@@ -57,7 +52,7 @@ def _classify(model: nn.Module) -> str:
 
 def _plain_usage(model: nn.Module, repo_id: str, folder: str, has_onnx: bool) -> str:
     """Return code that builds the plain form: timm's, or a program where stock timm has no such network."""
-    if not is_stock(model.pretrained_cfg['architecture']):
+    if not is_stock(architecture_of(model)):
         return _program_usage(model, repo_id, folder, has_onnx)
     if not folder:
         return _python('import timm', '', f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()")

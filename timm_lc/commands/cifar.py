@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from timm_lc.arguments import check_count
 from timm_lc.commands._arguments import add_model_kwargs, add_training, check_model, training_of
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
@@ -36,8 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.training.trainer import Run
 
     settings = training_of(args)
-    if args.runs < 1:
-        raise ValueError(f'`--runs` must be a positive integer, got {args.runs}')
+    check_count('runs', args.runs)
     if fixed := args.model_kwargs.keys() & {'num_classes', 'in_chans'}:
         raise ValueError(f'`--model-kwargs` must leave {", ".join(sorted(fixed))} to `--data`')
     output = args.output or Path('output/cifar', args.model)

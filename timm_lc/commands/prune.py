@@ -77,6 +77,7 @@ def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float]
     import torch
 
     from timm_lc.checkpoints.checkpoint import WEIGHTS
+    from timm_lc.naming import architecture_of
     from timm_lc.paper.plots import require_plots
     from timm_lc.paper.sweep import sweep, write_sweep
 
@@ -90,13 +91,14 @@ def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float]
         print(f'{point.amount:>8.2%}{point.accuracy:>10.2f}%{point.nonzero:>14,}')
     if amounts:
         stem = weights.with_name('pruning') if weights.name == WEIGHTS else weights.with_suffix('')
-        about = {'model': model.pretrained_cfg['architecture'], 'images': images}
+        about = {'model': architecture_of(model), 'images': images}
         print('\n'.join(map(str, write_sweep(points, stem, **about))))
 
 
 def _save_pruned(model: Any, amount: float, weights: Path, *, dense: bool, dtype: Any) -> None:
     """Prune `model` in place, print what is left of each layer, and save it."""
     from timm_lc.analysis.counting import count_parameters
+    from timm_lc.naming import has_lc_name
     from timm_lc.transforms.prune import pointwise_sparsity, prune_pointwise
 
     with tempfile.TemporaryDirectory() as unpruned:
@@ -109,7 +111,7 @@ def _save_pruned(model: Any, amount: float, weights: Path, *, dense: bool, dtype
         print('{:<{}}{:>12,}{:>12,}{:>9.2%}'.format(name, width, *values))
     counts = count_parameters(model)
     print(f'\nparameters: {counts.learnable:,} learnable, {counts.total:,} total, {counts.nonzero:,} non-zero')
-    sparse = not dense and model.pretrained_cfg['architecture'].startswith('lc_')
+    sparse = not dense and has_lc_name(model)
     after = _write(model, weights, sparse=sparse, dtype=dtype).stat().st_size
     form = 'sparse' if sparse else 'dense' if dense else 'dense, as stock networks load no other form'
     print(f'bytes: {before:,} before, {after:,} after ({form}, {str(dtype).removeprefix("torch.")}): {weights}')

@@ -10,6 +10,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
+from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.shared import repeat_to
@@ -98,7 +99,7 @@ class LCConv2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_expansion(expansion)
+        check_count('expansion', expansion)
         conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, 'meta', dtype
         )
@@ -118,7 +119,7 @@ class LCConv2d(nn.Module):
             raise ValueError(f'a {type(conv).__name__} has no LC-Block: `expansion` needs nn.Conv2d or Conv2dSame')
         block = cls.__new__(cls)
         nn.Module.__init__(block)
-        block._build(conv, check_expansion(expansion), record, freeze_spatial, conv.weight.device)
+        block._build(conv, check_count('expansion', expansion), record, freeze_spatial, conv.weight.device)
         return block.train(conv.training)
 
     def _build(self, conv: nn.Conv2d, expansion: int, record: FilterRecord, freeze_spatial: bool, device: Any) -> None:
@@ -180,10 +181,3 @@ def _like(conv: nn.Conv2d, out_channels: int, *, bias: bool) -> nn.Conv2d:
         return Conv2dSame(conv.in_channels, out_channels, conv.kernel_size, **geometry)
     geometry |= {'padding': conv.padding, 'padding_mode': conv.padding_mode}
     return nn.Conv2d(conv.in_channels, out_channels, conv.kernel_size, **geometry)
-
-
-def check_expansion(expansion: int) -> int:
-    """Return `expansion` if it is a positive integer, else raise `ValueError`."""
-    if isinstance(expansion, bool) or not isinstance(expansion, int) or expansion < 1:
-        raise ValueError(f'`expansion` must be a positive integer, got {expansion!r}')
-    return expansion

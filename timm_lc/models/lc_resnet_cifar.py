@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 
 from timm_lc._timm import feature_take_indices
+from timm_lc.arguments import check_count
 from timm_lc.models._build import register
 
 __all__ = ['BasicBlock', 'CifarResNet']
@@ -187,8 +188,7 @@ class CifarResNet(nn.Module):
 def _check_geometry(depth: int, width: int, kernel_size: int) -> None:
     if not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
         raise ValueError(f'`depth` must be 6n + 2 for a positive n (8, 14, 20, ...), got {depth!r}')
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f'`width` must be a positive integer, got {width!r}')
+    check_count('width', width)
     if not isinstance(kernel_size, int) or kernel_size < 3 or kernel_size % 2 == 0:
         raise ValueError(
             f'`kernel_size` must be an odd integer from 3 on, so that padding keeps the size, got {kernel_size!r}'

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from timm_lc.arguments import check_count
 from timm_lc.paper.estimate import Estimator
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.results import Results
@@ -61,9 +62,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ('runs', 'jobs', 'limit'):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f'`{name}` must be a positive integer, got {value}')
+            if name != 'limit' or self.limit is not None:
+                check_count(name, getattr(self, name))
         if not self.max_minutes >= 0:
             raise ValueError(f'`max_minutes` must be 0 or a positive number, got {self.max_minutes}')
         if self.data not in DATA and not Path(self.data).is_dir():

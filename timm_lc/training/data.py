@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
+from timm_lc.arguments import check_count
+
 __all__ = ['DATA', 'TRAIN_IMAGES', 'Images', 'augment', 'load_images']
 
 TRAIN_IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'svhn': 73_257, 'fashion_mnist': 60_000, 'digits': 1347}
@@ -206,6 +208,5 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def _thin(images: Images, limit: int) -> Images:
-    if limit < 1:
-        raise ValueError(f'`limit` must be a positive integer, got {limit}')
+    check_count('limit', limit)
     return images.map(lambda tensor: tensor[torch.linspace(0, len(tensor) - 1, min(limit, len(tensor))).round().long()])

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from timm_lc.analysis.counting import ParameterCount, count_parameters
 from timm_lc.analysis.evaluation import accuracy, folder_dataset, predict
+from timm_lc.arguments import check_count
 from timm_lc.checkpoints.checkpoint import WEIGHTS, save_pretrained
 from timm_lc.training.digits import Digits
 from timm_lc.transforms.fold import fold
@@ -57,8 +58,7 @@ def demonstrate(model: str, *, epochs: int, seed: int, data_dir: Path | None, ou
     Raises:
         ValueError: If `epochs` is not positive or the data directory is of no use.
     """
-    if epochs < 1:
-        raise ValueError(f'`--epochs` must be a positive integer, got {epochs}')
+    check_count('epochs', epochs)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     data = _loaders(model, data_dir, device)
     results = []

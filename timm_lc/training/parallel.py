@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from timm_lc.arguments import check_count
+
 __all__ = ['in_parallel']
 
 
@@ -20,8 +22,7 @@ def in_parallel(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], 
         ValueError: If `jobs` is not positive.
         ChildProcessError: If a process dies. Other errors are those of `function`; any of them ends all processes.
     """
-    if jobs < 1:
-        raise ValueError(f'`jobs` must be a positive integer, got {jobs}')
+    check_count('jobs', jobs)
     if jobs == 1:
         yield from itertools.starmap(function, tasks)
         return

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from timm_lc.arguments import check_count
 from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
 from timm_lc.training.data import Images, augment
 from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
@@ -85,9 +86,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ('epochs', 'batch_size'):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+            check_count(name, getattr(self, name))
         if not 0 < self.lr < math.inf:
             raise ValueError(f'`lr` must be a positive number, got {self.lr!r}')
         if not 0 <= self.l1 < math.inf:

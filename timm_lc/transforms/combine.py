@@ -2,9 +2,10 @@
 
 from torch import nn
 
+from timm_lc.arguments import check_count
 from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
-from timm_lc.layers.lc_conv import LCConv2d, check_expansion
+from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
 from timm_lc.transforms.freeze import ignore_in_ddp
@@ -39,7 +40,9 @@ def add_linear_combinations(
         ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
             filters, or is an LC-Block of another expansion.
     """
-    check_expansion(expansion), check_seed(seed), check_gain(gain)
+    check_count('expansion', expansion)
+    check_seed(seed)
+    check_gain(gain)
     blocks: dict[nn.Module, nn.Module] = {}
     for name, conv in matched_convolutions(model, filter_fn):
         parent = name.rpartition('.')[0]

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from timm_lc._timm import describe_as, replace_arguments
@@ -11,6 +11,7 @@ from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolutio
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.packing import refuse_packed
+from timm_lc.naming import architecture_of, has_lc_name, is_stock, stock_name
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.options import LC_ARGUMENTS
 
@@ -50,11 +51,11 @@ def fold(model: nn.Module) -> nn.Module:
 
 def _name_plain(model: nn.Module) -> None:
     """Tell timm, in place, from which architecture and arguments to build a folded `lc_` network again."""
-    architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', '')
-    base = architecture.removeprefix('lc_')
-    if base == architecture:
+    if not has_lc_name(model):
         return
-    if is_model(base):
+    architecture = architecture_of(model)
+    base = stock_name(architecture)
+    if is_stock(architecture):
         stock = get_pretrained_cfg(base)
         describe_as(model, base, stock.first_conv if stock else None)
         replace_arguments(model, LC_ARGUMENTS, {})

@@ -4,6 +4,7 @@ import math
 
 from torch import nn
 
+from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
 from timm_lc.layers.shared import SharedFilters
@@ -54,8 +55,8 @@ def share_weights(
 def _period(longest: FilterRecord, recycle: int, shared_length: int | None) -> int:
     """Return the length at which the vector repeats, 0 if it is as long as the longest slice."""
     for name, value in (('recycle', recycle), ('shared_length', shared_length)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+        if value is not None:
+            check_count(name, value)
     if shared_length is not None and recycle != 1:
         raise ValueError(f'give `recycle` or `shared_length`, not both: got {recycle} and {shared_length}')
     wanted = math.ceil(longest.numel / recycle) if shared_length is None else shared_length

@@ -1,0 +1,18 @@
+"""Checks of arguments that many functions have: what is wrong is said with the name and the value."""
+
+__all__ = ['check_count']
+
+
+def check_count(name: str, value: int) -> int:
+    """Return `value` if it is a positive integer.
+
+    Raises:
+        ValueError: If it is not; True and 1.0 are not.
+
+    Example:
+        >>> check_count('expansion', 8)
+        8
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+    return value
