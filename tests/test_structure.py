@@ -21,8 +21,8 @@ LAYOUT = {
         'figures', 'estimate', 'planning', 'sections', 'reproduce', 'report', 'sizes', 'sweep',
     ],
     'commands': [
-        '_scripts', '_arguments', 'demo', 'list', 'info', 'train', 'run', 'cifar', 'reproduce', 'report',
-        'prune', 'export', 'push',
+        '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',
+        'report', 'prune', 'export', 'push',
     ],
     'cli': [],
     '__main__': [],
@@ -81,6 +81,8 @@ def test_public_names_are_these():
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules
+    assert set(timm_lc.__all__) == functions
+    assert timm_lc.__all__ == sorted(timm_lc.__all__)
 
 
 def test_files_are_short():

@@ -15,3 +15,10 @@ from .transforms.fold import fold as fold
 from .transforms.freeze import freeze_spatial as freeze_spatial
 from .transforms.prune import prune_pointwise as prune_pointwise
 from .transforms.share import share_weights as share_weights
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'LCConv2d', 'add_linear_combinations', 'count_parameters', 'describe', 'fold', 'freeze_spatial', 'prune_pointwise',
+    'push_to_hub', 'save_pretrained', 'share_weights',
+]  # fmt: skip

@@ -2,12 +2,28 @@
 
 import argparse
 import importlib
+import os
+import platform
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 __all__ = ['main']
 
-COMMANDS = ('demo', 'list', 'info', 'train', 'run', 'cifar', 'reproduce', 'report', 'prune', 'export', 'push')
+COMMANDS = (
+    'demo',
+    'list',
+    'info',
+    'recipes',
+    'train',
+    'run',
+    'cifar',
+    'reproduce',
+    'report',
+    'prune',
+    'export',
+    'push',
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.subparser.error(f'unrecognized arguments: {" ".join(script_arguments)}')
     try:
         script = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
-        args.subparser.error(str(error))
+        args.subparser.exit(2, f'{args.subparser.prog}: error: {error}\n')
     except KeyboardInterrupt:
         return 130
     if script is not None:  # what a script raises is its own affair
@@ -31,10 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where to read more, in place of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message}\n`{self.prog} --help` shows its arguments\n')
+
+
+class _Version(argparse.Action):
+    """Prints the versions that a bug report needs; none is looked up before it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
+        import timm
+        import torch
+
+        import timm_lc
+
+        others = f'timm {timm.__version__}, torch {torch.__version__}, Python {platform.python_version()}'
+        print(f'timm-lc {timm_lc.__version__} ({others})')
+        parser.exit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='timm-lc', description='Networks that never learn their spatial filters, in timm.'
-    )
+    parser = _Parser(prog='timm-lc', description='Networks that never learn their spatial filters, in timm.')
+    parser.add_argument('--version', action=_Version, nargs=0, help='print the versions and exit')
     subparsers = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
     for name in COMMANDS:
         module = importlib.import_module(f'timm_lc.commands.{name}')

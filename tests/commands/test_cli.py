@@ -1,7 +1,10 @@
 """The command `timm-lc`."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +12,12 @@ import timm
 import torch
 from PIL import Image
 
+import timm_lc
 from timm_lc import save_pretrained
 from timm_lc.cli import main
 from timm_lc.training.digits import Digits
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_list_prints_the_names_that_match(capsys):
@@ -109,10 +115,67 @@ def test_digits_are_split_once_and_for_all():
     assert train[0][0].size == (32, 32)
 
 
-def test_help_is_instant_and_shows_an_example():
-    code = 'import sys; from timm_lc.cli import _parser; sys.exit(0)'
-    subprocess.run([sys.executable, '-c', code], check=True)
+def test_recipes_are_listed_and_printed(capsys):
+    folder = ROOT / 'train_configs'
+    assert main(['recipes']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in folder.glob('*.yaml'))
+    assert "the paper's on ImageNet" in next(line for line in lines if line.startswith('rsb_a2'))
+    assert main(['recipes', 'rsb_a2']) == 0
+    assert capsys.readouterr().out == (folder / 'rsb_a2.yaml').read_text()
+
+
+def test_version_names_what_a_report_of_a_fault_needs(capsys):
+    with pytest.raises(SystemExit, match='0'):
+        main(['--version'])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f'timm-lc {timm_lc.__version__} (timm {timm.__version__}, torch {torch.__version__}, ')
+
+
+def test_errors_are_a_line_and_where_to_read_more(capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['prune', 'folder'])
+    assert capsys.readouterr().err.splitlines() == [
+        'timm-lc prune: error: the following arguments are required: --output',
+        '`timm-lc prune --help` shows its arguments',
+    ]
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, '-m', 'timm_lc', 'list'], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b'')
+
+
+def test_ctrl_c_while_importing_is_silent(tmp_path):
+    (tmp_path / 'timm_lc').mkdir()
+    (tmp_path / 'timm_lc/__init__.py').write_text('import time\nprint("importing", flush=True)\ntime.sleep(60)')
+    code = (
+        'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path.insert(0, sys.argv[1]);'
+    )
+    code += 'from timm_lc_command import main; sys.exit(main())'
+    command = [sys.executable, '-c', code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'importing\n'
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b''
+    assert process.returncode == 130
+
+
+def test_help_shows_an_example():
     shown = subprocess.run(
         [sys.executable, '-m', 'timm_lc', 'demo', '--help'], check=True, capture_output=True, text=True
     )
     assert 'timm-lc demo --epochs 10' in shown.stdout
+
+
+def test_help_imports_nothing_of_ours_but_the_commands():
+    code = (
+        'import sys, timm_lc; before = set(sys.modules); from timm_lc.cli import main\ntry: main(["demo", "--help"])\n'
+    )
+    code += 'except SystemExit: print(*sorted(set(sys.modules) - before), file=sys.stderr)'
+    done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+    brought = {name for name in done.stderr.split() if not name.startswith('timm_lc.commands')}
+    assert brought - {'timm_lc.cli', 'argparse', 'gettext', 'shutil'} == set()

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
 from packaging.version import Version
 
 from timm_lc.cli import main
 from timm_lc.commands import _scripts as scripts
 
-NEWEST = max(scripts.CHECKSUMS, key=Version)
-TAG = max((tag for tag in scripts.CHECKSUMS if Version(tag) <= Version(timm.__version__)), key=Version)
+NEWEST = max(scripts.RELEASES, key=Version)
+TAG = max((tag for tag in scripts.RELEASES if Version(tag) <= Version(timm.__version__)), key=Version)
 REPORT = """
 import json, multiprocessing, os, signal, sys
 
@@ -57,16 +58,17 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('TIMM_SCRIPTS', raising=False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(scripts, 'SOURCE', 'http://127.0.0.1:9/v{version}/train.py')
+    monkeypatch.setattr(scripts, 'SOURCE', 'http://127.0.0.1:9/v{version}/{script}')
     return tmp_path / 'cache/hub/timm_lc' / f'v{TAG}' / 'train.py'
 
 
 @pytest.fixture
 def server(nowhere, tmp_path, monkeypatch):
-    """Serve a train.py as timm's repository does, on the loopback interface; return its text."""
+    """Serve scripts as timm's repository does, on the loopback interface; return their text."""
     text = 'import sys\nprint("trained", *sys.argv[1:])\n'
     (tmp_path / f'www/v{TAG}').mkdir(parents=True)
-    (tmp_path / f'www/v{TAG}/train.py').write_text(text)
+    for name in ('train.py', 'validate.py'):
+        (tmp_path / f'www/v{TAG}' / name).write_text(text)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -77,8 +79,9 @@ def server(nowhere, tmp_path, monkeypatch):
 
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http_server:
         threading.Thread(target=http_server.serve_forever).start()
-        monkeypatch.setattr(scripts, 'SOURCE', f'http://127.0.0.1:{http_server.server_port}/v{{version}}/train.py')
-        monkeypatch.setitem(scripts.CHECKSUMS, TAG, hashlib.sha256(text.encode()).hexdigest())
+        monkeypatch.setattr(scripts, 'SOURCE', f'http://127.0.0.1:{http_server.server_port}/v{{version}}/{{script}}')
+        for name in ('train.py', 'validate.py'):
+            monkeypatch.setitem(scripts.CHECKSUMS[name], TAG, hashlib.sha256(text.encode()).hexdigest())
         yield text
         http_server.shutdown()
 
@@ -141,31 +144,86 @@ def test_absent_script_is_an_error(arguments, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(arguments)
     error = capsys.readouterr().err
-    assert "must be a Python file, got 'absent.py', which does not exist" in error
-    assert 'https://github.com/huggingface/pytorch-image-models' in error
+    assert "SCRIPT must be a Python file or one of timm's (train.py, validate.py, " in error
+    assert "got 'absent.py', which does not exist" in error
+
+
+def test_run_finds_a_script_of_timms_by_its_bare_name(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['timm-lc'])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    assert main(['run', 'validate.py', '--model', 'lc_resnet18']) == 0
+    assert capsys.readouterr().out == 'trained --model lc_resnet18\n'  # downloaded
+    Path('validate.py').write_text('print("of the working directory")')
+    assert main(['run', 'validate.py']) == 0
+    assert capsys.readouterr().out == 'of the working directory\n'
+
+
+def test_train_takes_a_recipe_by_its_name_and_a_file_by_its_path(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['timm-lc'])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    assert main(['train', 'data', '-c', 'rsb_a2', '--model', 'lc_resnet50']) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed[:2] == ['trained', '-c']
+    assert yaml.safe_load(Path(printed[2]).read_text())['opt'] == 'lamb'
+    assert printed[3:] == ['data', '--model', 'lc_resnet50']
+    Path('rsb_a2.yaml').write_text('opt: sgd')
+    assert main(['train', '--config=rsb_a2.yaml']) == 0
+    assert capsys.readouterr().out == 'trained -c rsb_a2.yaml\n'
+
+
+@pytest.mark.parametrize(
+    ('name', 'hint'), [('train_configs/rsb_a2.yaml', '`-c rsb_a2`'), ('rsb_a9', 'cifar10, finetune, rsb_a1'), ('.', '')]
+)
+def test_absent_recipe_is_an_error_that_names_ours(nowhere, capsys, name, hint):
+    with pytest.raises(SystemExit, match='2'):
+        main(['train', '-c', name])
+    error = capsys.readouterr().err
+    assert f'no recipe or file {name!r}; the recipes of this package go by their names:' in error
+    assert hint in error
+
+
+@pytest.mark.parametrize(('text', 'message'), [('a: [', 'cannot read the recipe'), ('- 1', 'must hold train.py')])
+def test_damaged_recipe_is_an_error_that_names_it(nowhere, capsys, text, message):
+    Path('my.yaml').write_text(text)
+    with pytest.raises(SystemExit, match='2'):
+        main(['train', '-c', 'my.yaml'])
+    error = capsys.readouterr().err
+    assert message in error
+    assert 'my.yaml' in error
+
+
+def test_l1_may_stand_in_the_recipe_or_be_left_to_a_mask(server, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['timm-lc'])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    Path('my.yaml').write_text('opt: l1sgd\nopt_kwargs: {l1: 5.e-5}')
+    assert main(['train', '-c', 'my.yaml']) == 0
+    assert main(['train', '--opt', 'l1sgd', '--opt-kwargs', 'keep_zeros=True']) == 0
+    with pytest.raises(SystemExit, match='2'):  # they replace the recipe's, as in train.py
+        main(['train', '-c', 'my.yaml', '--opt-kwargs', 'l1_mode=proximal'])
 
 
 def test_train_looks_in_the_stated_order(server, nowhere, tmp_path, monkeypatch, capsys):
-    assert scripts.find_train_script().read_text() == server  # downloaded
+    assert scripts.find_script('train.py').read_text() == server  # downloaded
     assert nowhere.read_text() == server
     assert '100%' in capsys.readouterr().err
     monkeypatch.setattr(scripts, 'SOURCE', 'http://127.0.0.1:9/')
-    assert scripts.find_train_script() == nowhere  # cached
+    assert scripts.find_script('train.py') == nowhere  # cached
     Path('train.py').touch()
-    assert scripts.find_train_script() == Path('train.py')
+    assert scripts.find_script('train.py') == Path('train.py')
     monkeypatch.setenv('TIMM_SCRIPTS', str(tmp_path / 'checkout'))
-    assert scripts.find_train_script() == Path('train.py')  # not there
+    assert scripts.find_script('train.py') == Path('train.py')  # not there
     (tmp_path / 'checkout').mkdir()
     (tmp_path / 'checkout/train.py').touch()
-    assert scripts.find_train_script() == tmp_path / 'checkout/train.py'
+    assert scripts.find_script('train.py') == tmp_path / 'checkout/train.py'
 
 
 def test_train_passes_its_arguments_to_the_script(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['timm-lc'])
     monkeypatch.setattr(sys, 'path', list(sys.path))
-    assert main(['train', 'data', '--model', 'lc_resnet50', '-b', '3', '--opt', 'lookahead_l1sgd', '--lr', '-1']) == 0
+    arguments = 'data --model lc_resnet50 -b 3 --opt lookahead_l1sgd --lr -1 --opt-kwargs l1=1'
+    assert main(['train', *arguments.split()]) == 0
     out, err = capsys.readouterr()
-    assert out == 'trained data --model lc_resnet50 -b 3 --opt lookahead_l1sgd --lr -1\n'
+    assert out == f'trained {arguments}\n'
     assert 'timm-lc train: running' in err
     assert main(['train', '--script', f'www/v{TAG}/train.py', 'data']) == 0
     assert capsys.readouterr().out == 'trained data\n'
@@ -174,13 +232,13 @@ def test_train_passes_its_arguments_to_the_script(server, tmp_path, monkeypatch,
 def test_damaged_cache_is_downloaded_again(server, nowhere):
     nowhere.parent.mkdir(parents=True)
     nowhere.write_text('import os')
-    assert scripts.find_train_script().read_text() == server
+    assert scripts.find_script('train.py').read_text() == server
 
 
 def test_download_with_another_checksum_is_refused_and_leaves_nothing(server, nowhere, monkeypatch):
-    monkeypatch.setitem(scripts.CHECKSUMS, TAG, '0' * 64)
+    monkeypatch.setitem(scripts.CHECKSUMS['train.py'], TAG, '0' * 64)
     with pytest.raises(FileNotFoundError, match=r'download: .*invalid hash value \(expected "000'):
-        scripts.find_train_script()
+        scripts.find_script('train.py')
     assert list(nowhere.parent.iterdir()) == []
 
 
@@ -196,7 +254,7 @@ def test_error_names_each_place_and_the_fix(nowhere, monkeypatch, capsys):
     monkeypatch.setenv('TIMM_SCRIPTS', 'checkout')
     nowhere.write_text('import os')
     with pytest.raises(FileNotFoundError, match='another checksum') as caught:
-        scripts.find_train_script()
+        scripts.find_script('train.py')
     assert f'TIMM_SCRIPTS: no file {Path("checkout", "train.py")}' in str(caught.value)
 
 
@@ -206,13 +264,13 @@ def test_error_names_each_place_and_the_fix(nowhere, monkeypatch, capsys):
 def test_download_is_not_newer_than_the_installed_timm(nowhere, monkeypatch, installed, version):
     monkeypatch.setattr(timm, '__version__', installed)
     with pytest.raises(FileNotFoundError, match=f'http://127.0.0.1:9/v{version}/train.py'):
-        scripts.find_train_script()
+        scripts.find_script('train.py')
 
 
 def test_timm_older_than_all_pinned_is_an_error(nowhere, monkeypatch):
     monkeypatch.setattr(timm, '__version__', '0.9.0')
     with pytest.raises(FileNotFoundError, match=r'no train.py is pinned for timm 0.9.0, older than 1.0.24'):
-        scripts.find_train_script()
+        scripts.find_script('train.py')
 
 
 @pytest.mark.parametrize(
@@ -221,6 +279,7 @@ def test_timm_older_than_all_pinned_is_an_error(nowhere, monkeypatch):
         (['--opt', 'l1_sgd'], "timm would use 'sgd' alone; did you mean l1sgd?"),
         (['--opt=lookahead_l1_sgd'], 'did you mean lookahead_l1sgd?'),
         (['--model', 'lc_resnet5'], 'did you mean lc_resnet50'),
+        (['--opt', 'l1sgd'], '`--opt l1sgd` needs the factor of its penalty: `--opt-kwargs l1=5e-5`'),
     ],
 )
 def test_train_refuses_misspelt_names(arguments, text, capsys):
@@ -234,6 +293,7 @@ def test_train_refuses_misspelt_names(arguments, text, capsys):
     reason='set TIMM_SCRIPTS to a git clone of timm with its tags',
 )
 def test_checksums_are_those_of_timms_tags():
-    for version, checksum in scripts.CHECKSUMS.items():
-        show = ['git', '-C', os.environ['TIMM_SCRIPTS'], 'show', f'v{version}:train.py']
-        assert hashlib.sha256(subprocess.check_output(show)).hexdigest() == checksum
+    for version in scripts.RELEASES:
+        for name in scripts.CHECKSUMS:
+            show = ['git', '-C', os.environ['TIMM_SCRIPTS'], 'show', f'v{version}:{name}']
+            assert hashlib.sha256(subprocess.check_output(show)).hexdigest() == scripts._pinned(name, version)
