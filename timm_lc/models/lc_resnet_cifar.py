@@ -96,17 +96,11 @@ class CifarResNet(nn.Module):
         self.feature_info = [{'num_chs': width, 'reduction': 1, 'module': 'act1'}]
         blocks = (depth - 2) // 6
         rates = torch.linspace(0, drop_path_rate, 3 * blocks, device='cpu').tolist()
-        channels = width
         for stage in range(3):
-            out_channels, layer = width << stage, nn.Sequential()
-            for index in range(blocks):
-                stride = 2 if stage and not index else 1
-                layer.append(
-                    BasicBlock(channels, out_channels, stride, kernel_size, rates[stage * blocks + index], **factory)
-                )
-                channels = out_channels
-            self.add_module(f'layer{stage + 1}', layer)
-            self.feature_info.append({'num_chs': channels, 'reduction': 1 << stage, 'module': f'layer{stage + 1}'})
+            own = rates[stage * blocks : (stage + 1) * blocks]
+            self.add_module(f'layer{stage + 1}', _make_stage(stage, width, kernel_size, own, factory))
+            num_chs = width << stage
+            self.feature_info.append({'num_chs': num_chs, 'reduction': 1 << stage, 'module': f'layer{stage + 1}'})
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **factory)
 
     @torch.jit.ignore
@@ -183,6 +177,18 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def _make_stage(
+    stage: int, width: int, kernel_size: int, drop_paths: list[float], factory: dict[str, Any]
+) -> nn.Sequential:
+    """Return the blocks of a stage, one for each rate of stochastic depth; from the second on it halves the size."""
+    out_channels, blocks = width << stage, nn.Sequential()
+    in_channels, stride = (out_channels // 2, 2) if stage else (width, 1)
+    for drop_path in drop_paths:
+        blocks.append(BasicBlock(in_channels, out_channels, stride, kernel_size, drop_path, **factory))
+        in_channels, stride = out_channels, 1
+    return blocks
 
 
 def _check_geometry(depth: int, width: int, kernel_size: int) -> None:

@@ -95,10 +95,10 @@ class Histogram:
 
 
 def require_plots() -> None:
-    """Raise `ModuleNotFoundError` if a library is missing that figures and their intervals need."""
-    for library in ('matplotlib', 'scipy'):
+    """Raise `ModuleNotFoundError` if a library is missing that figures, their intervals and pages need."""
+    for library, package in (('matplotlib', 'matplotlib'), ('scipy', 'scipy'), ('markdown_it', 'markdown-it-py')):
         if importlib.util.find_spec(library) is None:
-            raise ModuleNotFoundError(f"figures need {library}: pip install 'timm_lc[plots]'")
+            raise ModuleNotFoundError(f"figures need {package}: pip install 'timm_lc[plots]'")
 
 
 def curves(panels: Sequence[Panel], columns: int = 2) -> Any:

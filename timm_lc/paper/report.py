@@ -1,9 +1,10 @@
 """All results of a folder as one page, in Markdown and as HTML that holds its figures: `timm-lc report`."""
 
-import html
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.plots import require_plots, svg
@@ -31,13 +32,11 @@ HEAD = f"""\
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 h2 {{ margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1rem; font-size: 1.2rem; }}
-dl {{ display: grid; grid-template-columns: max-content auto; gap: .2rem 1rem; font-size: .9rem; }}
-dt {{ color: #666; }} dd, figure {{ margin: 0; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: .85rem; }}
+td {{ font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: right; }}
 th {{ vertical-align: bottom; }} th:first-child, td:first-child {{ text-align: left; }}
-.contents :is(th, td):nth-child(2) {{ text-align: left; }}
+table:first-of-type :is(th, td):nth-child(2) {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; }}
 li {{ font-size: .9rem; color: #444; }}
 </style>"""
@@ -58,7 +57,9 @@ def write_report(directory: Path) -> list[Path]:
         lines = Results(directory / experiment.id).lines
         sections.append(make_section(experiment, lines, next(iter(settings(lines)), '')))
         write_section(sections[-1], directory)
-    pages = {'report.md': _markdown(sections), 'report.html': _html(sections)}
+    text = _markdown(sections)
+    drawings = {_picture(section): svg(section.figure) for section in sections if section.figure is not None}
+    pages = {'report.md': text, 'report.html': _html(text, drawings)}
     for name, text in pages.items():
         write_text(directory / name, text)
     return [directory / name for name in pages]
@@ -76,7 +77,9 @@ def _overview(sections: Sequence[Section]) -> list[list[str]]:
 
 def _markdown(sections: Sequence[Section]) -> str:
     header, *rows = _overview(sections)
-    linked = [[f'[{name}](#{_anchor(section)})', *row] for (name, *row), section in zip(rows, sections, strict=True)]
+    linked = [
+        [f'[{name}](#{_anchor(section.title)})', *row] for (name, *row), section in zip(rows, sections, strict=True)
+    ]
     of_all = _facts(sections)
     lines = [f'# {TITLE}', '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all), '']
     lines.append(markdown([header, *linked]))
@@ -84,8 +87,7 @@ def _markdown(sections: Sequence[Section]) -> str:
         own = [f'- {name}: {text}' for name, text in _facts([section]) if (name, text) not in of_all]
         lines += ['', f'## {section.title}', *([''] if own else []), *own]
         if section.figure is not None:
-            name = section.experiment.id
-            lines += ['', f'![{section.title}]({name}/{name}.png)']
+            lines += ['', f'![{section.title}]({_picture(section)})']
         lines += section.markdown()
     return '\n'.join([*lines, ''])
 
@@ -94,36 +96,28 @@ def _facts(sections: Sequence[Section]) -> list[tuple[str, str]]:
     return facts(line for section in sections for line in section.lines)
 
 
-def _anchor(section: Section) -> str:
+def _picture(section: Section) -> str:
+    return f'{section.experiment.id}/{section.experiment.id}.png'
+
+
+def _anchor(title: str) -> str:
     """Return how Markdown pages name a heading."""
-    kept = ''.join(letter for letter in section.title.lower() if letter.isalnum() or letter in ' -_')
+    kept = ''.join(letter for letter in title.lower() if letter.isalnum() or letter in ' -_')
     return kept.replace(' ', '-')
 
 
-def _html(sections: Sequence[Section]) -> str:
-    of_all = _facts(sections)
-    parts = [HEAD, f'<h1>{TITLE}</h1>\n<p>{html.escape(ABOUT)}</p>', _html_facts(of_all)]
-    parts.append(_html_table(_overview(sections), contents=True))
-    for section in sections:
-        parts.append(f'<h2 id="{section.experiment.id}">{html.escape(section.title)}</h2>')
-        parts.append(_html_facts([fact for fact in _facts([section]) if fact not in of_all]))
-        parts += [f'<figure>{svg(section.figure)}</figure>'] if section.figure is not None else []
-        parts += [_html_table(section.rows)] if section.rows else []
-        remarks = ''.join(f'<li>{html.escape(remark)}</li>' for remark in section.remarks)
-        parts += [f'<ul>{remarks}</ul>'] if remarks else []
-    return '\n'.join([*parts, '</html>', ''])
+def _html(text: str, drawings: Mapping[str, str]) -> str:
+    """Return a Markdown page as HTML: each picture is the drawing of its path, each heading can be linked to."""
+    from markdown_it import MarkdownIt
+    from markdown_it.renderer import RendererHTML
 
+    def draw(renderer: RendererHTML, tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
+        return drawings[tokens[index].attrs['src']]
 
-def _html_facts(found: Sequence[tuple[str, str]]) -> str:
-    pairs = [f'<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>' for name, text in found]
-    return f'<dl>{"".join(pairs)}</dl>'
-
-
-def _html_table(rows: Sequence[Sequence[str]], contents: bool = False) -> str:
-    """Return a table; of contents, its first column links to sections."""
-    header, *rest = ([html.escape(cell) for cell in row] for row in rows)
-    rest = [[f'<a href="#{first}">{first}</a>' if contents else first, *cells] for first, *cells in rest]
-    lines = [f'<tr>{"".join(f"<th>{cell}</th>" for cell in header)}</tr>']
-    lines += [f'<tr>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for row in rest]
-    kind = ' class="contents"' if contents else ''
-    return f'<div class="wide"><table{kind}>\n' + '\n'.join(lines) + '\n</table></div>'
+    parser = MarkdownIt('commonmark', {'html': False}).enable('table')
+    parser.add_render_rule('image', draw)
+    tokens = parser.parse(text)
+    for opening, inline in itertools.pairwise(tokens):
+        if opening.type == 'heading_open':
+            opening.attrSet('id', _anchor(inline.content))
+    return f'{HEAD}\n{parser.renderer.render(tokens, parser.options, {})}</html>\n'

@@ -41,26 +41,27 @@ def share_weights(
         ValueError: If nothing matches or an argument is out of range.
     """
     matched = matched_convolutions(model, filter_fn)
-    records = [FilterRecord(filter_shape(conv), check_seed(seed), gain=float(check_gain(gain))) for _, conv in matched]
-    longest = max(records, key=lambda record: record.numel)
+    check_seed(seed)
+    shapes = [filter_shape(conv) for _, conv in matched]
+    longest = max(shapes, key=math.prod)
     period = _period(longest, recycle, shared_length)
     like = matched[0][1].weight
-    shared = SharedFilters(seed, longest.numel, period, device=like.device, dtype=like.dtype)
-    for (_, conv), record in zip(matched, records, strict=True):
-        share_convolution(conv, FilterRecord(record.shape, seed, period=period, gain=record.gain), shared)
+    shared = SharedFilters(seed, math.prod(longest), period, device=like.device, dtype=like.dtype)
+    for (_, conv), shape in zip(matched, shapes, strict=True):
+        share_convolution(conv, FilterRecord(shape, seed, period=period, gain=float(check_gain(gain))), shared)
     ignore_in_ddp(model)
     return model
 
 
-def _period(longest: FilterRecord, recycle: int, shared_length: int | None) -> int:
-    """Return the length at which the vector repeats, 0 if it is as long as the longest slice."""
+def _period(longest: tuple[int, ...], recycle: int, shared_length: int | None) -> int:
+    """Return where the vector repeats, 0 if it is as long as the longest slice, of (C_out, C_in/groups, k_h, k_w)."""
     for name, value in (('recycle', recycle), ('shared_length', shared_length)):
         if value is not None:
             check_count(name, value)
     if shared_length is not None and recycle != 1:
         raise ValueError(f'give `recycle` or `shared_length`, not both: got {recycle} and {shared_length}')
-    wanted = math.ceil(longest.numel / recycle) if shared_length is None else shared_length
-    whole_filter, kernel = math.prod(longest.shape[1:]), math.prod(longest.shape[2:])
+    wanted = math.ceil(math.prod(longest) / recycle) if shared_length is None else shared_length
+    whole_filter, kernel = math.prod(longest[1:]), math.prod(longest[2:])
     unit = whole_filter if wanted >= whole_filter else kernel
     period = math.ceil(wanted / unit) * unit
-    return period if period < longest.numel else 0
+    return period if period < math.prod(longest) else 0
