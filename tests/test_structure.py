@@ -12,17 +12,20 @@ LAYOUT = {
     'layers': ['shared', 'frozen', 'packing', 'lc_conv', 'lc_pair'],
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'prune', 'options', 'fold'],
-    'analysis': ['metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation'],
+    'analysis': [
+        'metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing', 'memory', 'floors',
+    ],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
     'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'trainer', 'demo'],
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'catalogue', 'runs', 'results', 'imagenet', 'tables', 'plots',
         'figures', 'estimate', 'planning', 'sections', 'reproduce', 'report', 'sizes', 'sweep',
+        'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',
-        'report', 'prune', 'export', 'push',
+        'report', 'bench', 'prune', 'export', 'push',
     ],
     'cli': [],
     '__main__': [],

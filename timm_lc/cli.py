@@ -20,6 +20,7 @@ COMMANDS = (
     'cifar',
     'reproduce',
     'report',
+    'bench',
     'prune',
     'export',
     'push',

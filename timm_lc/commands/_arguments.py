@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    'add_checkpoint', 'add_model_kwargs', 'add_storage', 'add_training', 'check_model', 'load_checkpoint',
+    'add_checkpoint', 'add_model_kwargs', 'add_storage', 'add_training', 'check_model', 'device_of', 'load_checkpoint',
     'refuse_to_replace', 'storage_dtype', 'training_of',
 ]  # fmt: skip
 
@@ -96,17 +96,23 @@ def storage_dtype(args: argparse.Namespace) -> Any:
     return args.dtype and getattr(torch, args.dtype)
 
 
-def training_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the recipe, device and speed that the arguments ask for."""
+def device_of(args: argparse.Namespace) -> Any:
+    """Return the device that `--device` names, by default a GPU if there is one, after trying it."""
     import torch
-
-    from timm_lc.training.trainer import Recipe, Speed
 
     try:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'`--device {args.device}`: {str(error).splitlines()[0]}') from None
+    return device
+
+
+def training_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the recipe, device and speed that the arguments ask for."""
+    from timm_lc.training.trainer import Recipe, Speed
+
+    device = device_of(args)
     best = Speed.best_for(device)
     chosen = {name: getattr(args, name) for name in ('amp', 'channels_last', 'compile')}
     speed = Speed(**{name: getattr(best, name) if value is None else value for name, value in chosen.items()})

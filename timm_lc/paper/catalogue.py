@@ -319,8 +319,8 @@ _ALL = (
         x_label='method', values=COSTS,
         measures=(), untrained=('timing',), kind='', pair=None, log=False, printed=TABLE3,
         notes=(
-            "The paper's times are of an A100-SXM4-40GB, in seven rounds of 1,000 runs; ours are the mean of up to "
-            'seven rounds of half a second or more.',
+            "The paper's times are of an A100-SXM4-40GB, in seven rounds of 1,000 runs; ours are the mean of up to 21 "
+            'training steps, of two convolutions of those that a minute holds.',
             "The paper's memory seems to be that of the process: the model's exceeds its checkpoint by about 854 MiB "
             'in every row. Ours is what the network adds.',
             'Checkpoints of two convolutions hold all weights, a shared '

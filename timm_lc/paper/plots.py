@@ -73,6 +73,7 @@ class Panel:
         places: Every place on the axis, in order; names stand at equal distances.
         zero: Whether to mark the height 0.
         vertical: Places of vertical lines.
+        log_y: Whether the height is logarithmic, base 10.
     """
 
     curves: Sequence[Curve]
@@ -83,6 +84,7 @@ class Panel:
     places: Sequence[Any] = field(default_factory=list)
     zero: bool = False
     vertical: Sequence[float] = ()
+    log_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _panel(axes: Any, panel: Panel) -> None:
         axes.axvline(place, color='#bbbbbb', linewidth=1, linestyle=':')
     for curve in panel.curves:
         _curve(axes, curve, positions)
-    axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title, yscale='log' if panel.log_y else 'linear')
     axes.grid(visible=True)
     handles = axes.get_legend_handles_labels()[0]
     if any(curve.printed for curve in panel.curves):
