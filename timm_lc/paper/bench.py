@@ -15,6 +15,7 @@ from torch import nn
 from timm_lc.analysis.floors import Rates, count_work, floors, measure_rates
 from timm_lc.analysis.memory import fixed_bytes, measure_memory
 from timm_lc.analysis.timing import Seconds, interleave, quartiles, timed_inference, timed_step
+from timm_lc.arguments import check_count
 from timm_lc.inputs import input_size
 from timm_lc.paper.bench_cases import TWO, Case, expanded
 from timm_lc.paper.timing import checkpoint_bytes
@@ -52,9 +53,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ('batch_size', 'image_size', 'rounds'):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
         for name in ('max_seconds', 'max_memory'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'`{name}` must be a positive number, got {getattr(self, name)!r}')
