@@ -19,9 +19,9 @@ LAYOUT = {
     'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'trainer', 'demo'],
     'paper': [
-        'experiment', 'timing', 'measures', 'printed', 'catalogue', 'runs', 'results', 'imagenet', 'tables', 'plots',
-        'figures', 'estimate', 'planning', 'sections', 'reproduce', 'report', 'sizes', 'sweep',
-        'bench_cases', 'bench', 'bench_page',
+        'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'catalogue',
+        'runs', 'results', 'imagenet', 'tables', 'plots', 'figures', 'estimate', 'planning', 'sections', 'reproduce',
+        'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',

@@ -17,7 +17,7 @@ from timm_lc.analysis.intervals import mean_and_std, paired_interval
 from timm_lc.cli import main
 from timm_lc.paper import runs
 from timm_lc.paper.catalogue import EXPERIMENTS, find
-from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE
+from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN
 from timm_lc.paper.measures import MEASURES
 
 
@@ -52,7 +52,10 @@ def axis(name):
 
 def test_every_figure_and_table_with_numbers_is_there():
     figures = [f'fig{number}' for number in (*range(1, 5), *range(6, 20))]
-    assert set(EXPERIMENTS) == {*figures, 'table1', 'table2', 'table3'}
+    second = {'v2-fig4a', 'v2-fig4b', 'v2-fig4c', 'v2-fig5', 'v2-fig6a', 'v2-fig6b', 'v2-fig8', 'v2-fig10', 'v2-fig11',
+              'v2-table1', 'v2-table1-cifar100', 'v2-table1-svhn', 'v2-table1-fashion_mnist', 'v2-table2',
+              'v2-table3'}  # fmt: skip
+    assert set(EXPERIMENTS) == {*figures, 'table1', 'table2', 'table3', *second}
     for experiment in EXPERIMENTS.values():
         assert all(timm.is_model(variant.model) for variant in experiment.variants), experiment.id
 
@@ -128,10 +131,10 @@ def test_a_figure_is_made_from_nothing_and_no_run_is_repeated(reproduce, monkeyp
     results = reproduce('fig1', '--runs', '2', '--values', '1')
     found = lines(results / 'fig1')
     points = {(line['series'], line['x'], line['run']['seed']) for line in found}
-    assert points == {(series, 1, seed) for series in (FROZEN, LEARNABLE) for seed in (0, 1)}
+    assert points == {(series, 1, seed) for series in (FROZEN, LEARNABLE, PLAIN) for seed in (0, 1)}
     means = {
         series: statistics.fmean(line['values']['accuracy'] for line in found if line['series'] == series)
-        for series in (FROZEN, LEARNABLE)
+        for series in (FROZEN, LEARNABLE, PLAIN)
     }
     table = (results / 'fig1' / 'table.md').read_text()
     row = next(line for line in table.splitlines() if line.startswith('| 1 |'))
@@ -146,7 +149,7 @@ def test_a_figure_is_made_from_nothing_and_no_run_is_repeated(reproduce, monkeyp
     reproduce('fig1', '--runs', '2', '--values', '1')
     assert (results / 'fig1' / 'runs.jsonl').read_text() == before
     reproduce('fig6', '--runs', '2', '--values', '1')  # of the same networks
-    assert len(lines(results / 'fig6')) == 4
+    assert len(lines(results / 'fig6')) == 6
 
 
 def trained_network(tmp_path, series):
@@ -205,7 +208,7 @@ def test_accuracy_is_measured_after_pruning(reproduce, tmp_path, monkeypatch):
 
 def test_several_jobs_make_the_same_figure(reproduce, capsys):
     results = reproduce('fig1', '--runs', '1', '--values', '1', '--jobs', '2')
-    assert {line['series'] for line in lines(results / 'fig1')} == {FROZEN, LEARNABLE}
+    assert {line['series'] for line in lines(results / 'fig1')} == {FROZEN, LEARNABLE, PLAIN}
     assert {line['where']['threads'] for line in lines(results / 'fig1')} == {1}
     assert 'fig1: results/fig1/table.md' in capsys.readouterr().out
 
@@ -214,7 +217,7 @@ def test_runs_stop_when_the_time_is_up(reproduce, capsys):
     results = reproduce('fig1', '--runs', '1', '--values', '1', '--max-minutes', '0')
     assert not (results / 'fig1' / 'runs.jsonl').exists()
     assert 'stopped when the time was up' in capsys.readouterr().out
-    assert len(lines(reproduce('fig1', '--runs', '1', '--values', '1') / 'fig1')) == 2
+    assert len(lines(reproduce('fig1', '--runs', '1', '--values', '1') / 'fig1')) == 3
 
 
 def test_list_tells_runs_and_times(reproduce, capsys):
@@ -222,15 +225,15 @@ def test_list_tells_runs_and_times(reproduce, capsys):
     capsys.readouterr()
     reproduce('fig1', 'fig4', '--runs', '1', '--values', '1', '--list')
     _, fig1, fig4, every, source = capsys.readouterr().out.splitlines()
-    assert fig1.split()[:3] == ['fig1', '2', '1']
-    assert fig4.split()[:3] == ['fig4', '2', '1']
-    assert every.split()[:3] == ['all', '2', '1']
+    assert fig1.split()[:3] == ['fig1', '3', '2']
+    assert fig4.split()[:3] == ['fig4', '3', '2']
+    assert every.split()[:3] == ['all', '3', '2']
     assert fig1.split()[3] == '?'
     assert 'others unknown (`--time` times them)' in source
     reproduce('fig1', '--runs', '1', '--values', '1', '--list', '--time')
-    assert re.search(r'fig1 +2 +1 +\d+ s ', capsys.readouterr().out)
+    assert re.search(r'fig1 +3 +2 +\d+ s ', capsys.readouterr().out)
     reproduce('fig1', '--runs', '1', '--values', '1', '--list')  # the timing was kept
-    assert re.search(r'fig1 +2 +1 +\d+ s ', capsys.readouterr().out)
+    assert re.search(r'fig1 +3 +2 +\d+ s ', capsys.readouterr().out)
 
 
 def test_what_train_py_trains_has_no_table_before_its_results(reproduce, capsys):
@@ -265,7 +268,7 @@ def test_shards_are_disjoint_and_complete(reproduce, capsys):
         assert main(['reproduce', 'fig1', '--data', 'images', '--device', 'cpu', '--runs', '1', '--dry-run',
                      '--batch-size', '8', '--values', '1', '--shard', shard]) == 0  # fmt: skip
         every += [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith('missing  ')]
-    assert len(every) == len(set(every)) == 2
+    assert len(every) == len(set(every)) == 3
 
 
 def test_imagenet_commands_and_their_results(reproduce, tmp_path):

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from timm_lc.training.trainer import Recipe, Run
 
-__all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'Experiment', 'Point', 'Printed', 'Value', 'Variant']
+__all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'PLAIN', 'Experiment', 'Point', 'Printed', 'Value', 'Variant']
 
-FROZEN, LEARNABLE, GAP = 'frozen random', 'learnable', 'gap'
+FROZEN, LEARNABLE, PLAIN, GAP = 'frozen random', 'learnable', 'plain', 'gap'
 
 X = int | float | str
 
@@ -107,6 +107,7 @@ class Experiment:
         untrained: Names in `UNTRAINED`, of networks that need no training.
         kind: Which drawing of `figures.draw`; '' for a table alone.
         single: Whether the first training seed is enough, as for a picture.
+        data: Name of the images that it is of, where they are not CIFAR-10.
         by_train_script: Whether timm's own train.py trains the networks, not our CIFAR trainer.
         pair: Two series that differ in one thing, compared run by run.
         log: Whether the axis is logarithmic (base 2).
@@ -126,6 +127,7 @@ class Experiment:
     untrained: tuple[str, ...] = ()
     kind: str = 'curves'
     single: bool = False
+    data: str = ''
     by_train_script: bool = False
     pair: tuple[str, str] | None = (FROZEN, LEARNABLE)
     log: bool = True

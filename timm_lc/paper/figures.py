@@ -121,15 +121,16 @@ def _reconstruction(experiment: Experiment, cells: Cells) -> Any:
 
 
 def _scatter(experiment: Experiment, cells: Cells) -> Any:
-    """Draw accuracy over learnable parameters: ours, the paper's hollow, timm's other networks in grey."""
-    groups = [('other networks of timm', stock_results(), 5, True)]
+    """Draw accuracy over learnable parameters: ours, the paper's hollow, on ImageNet timm's other networks in grey."""
+    value = experiment.values[0]
+    groups = [('other networks of timm', stock_results(), 5, True)] if experiment.by_train_script else []
     for style, series in enumerate(series_of(experiment)):
         found = {x: cells.get(Point('', series, x), {}) for x in _places(experiment)}
         size = {x: _first(values['learnable']) / 1e6 for x, values in found.items() if 'learnable' in values}
-        ours = [(size[x], accuracy) for x in size for accuracy in found[x].get('top1', {}).values()]
+        ours = [(size[x], accuracy) for x in size for accuracy in found[x].get(value.key, {}).values()]
         paper = [(size[p.x], p.low) for p in experiment.printed if p.series == series and p.x in size]
         groups += [(f'{series}, the paper', paper, style, False), (series, ours, style, True)]
-    return scatter(groups, 'learnable parameters [M]', 'top-1 [%]')
+    return scatter(groups, 'learnable parameters [M]', value.title)
 
 
 _DRAWINGS = {

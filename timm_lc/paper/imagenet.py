@@ -1,6 +1,7 @@
-"""Table 2 and figure 17: what timm's stock train.py trains on ImageNet, as commands and as collected results.
+"""What timm's stock train.py trains on ImageNet, as commands and as collected results.
 
-The recipe is train_configs/rsb_a2.yaml (section 4.5). Accuracies are those of the last epoch in `summary.csv`.
+It is for table 2 and figure 17, and table 2 of the second version. The recipe is train_configs/rsb_a2.yaml (section
+4.5). Accuracies are those of the last epoch in `summary.csv`.
 """
 
 import csv
@@ -20,10 +21,10 @@ __all__ = ['collect_runs', 'stock_results', 'write_commands']
 
 SCRIPT = """\
 #!/bin/sh
-# Table 2 and figure 17 of the paper: seven networks on ImageNet, frozen random and learnable, 300 epochs each.
+# {id}: {title}. Frozen random and learnable, 300 epochs each.
 # From a clone of timm_lc: sh {path} IMAGENET [OUTPUT]; GPUS is 8. An interrupted run resumes.
 set -e
-data=${{1:?usage: sh $0 IMAGENET [OUTPUT]}} output=${{2:-output/table2}} gpus=${{GPUS:-8}}
+data=${{1:?usage: sh $0 IMAGENET [OUTPUT]}} output=${{2:-output/imagenet}} gpus=${{GPUS:-8}}
 train() {{
     name=$1 last=$output/$1/last.pth.tar
     shift
@@ -32,7 +33,7 @@ train() {{
         --data-dir "$data" --output "$output" --experiment "$name" "$@"
 }}
 {commands}
-timm-lc reproduce table2 fig17 --train-dirs "$output"
+timm-lc reproduce {id} --train-dirs "$output"
 """
 
 # Weights of timm whose names have none of these parts have seen ImageNet-1k only
@@ -46,7 +47,9 @@ PRETRAINED = (
 def write_commands(experiment: Experiment, path: Path) -> None:
     """Write a shell script that trains every network of the experiment with timm's stock script."""
     commands = [f'train {_name(variant)} {_arguments(variant)}' for variant in experiment.variants]
-    write_text(path, SCRIPT.format(path=path.name, commands='\n'.join(commands)))
+    write_text(
+        path, SCRIPT.format(path=path.name, id=experiment.id, title=experiment.title, commands='\n'.join(commands))
+    )
 
 
 def collect_runs(experiment: Experiment, folders: Sequence[Path]) -> list[Line]:
@@ -81,7 +84,8 @@ def stock_results() -> list[tuple[float, float]]:
 
 
 def _name(variant: Variant) -> str:
-    return f'{variant.model}-{"learnable" if variant.model_kwargs else "frozen"}'
+    expansion = f'-x{variant.model_kwargs["expansion"]}' if 'expansion' in variant.model_kwargs else ''
+    return f'{variant.model}{expansion}-{"frozen" if variant.model_kwargs.get("freeze_spatial", True) else "learnable"}'
 
 
 def _arguments(variant: Variant) -> str:

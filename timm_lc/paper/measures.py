@@ -5,6 +5,7 @@ values: numbers, and lists where a figure shows pictures. Filters are those afte
 network's first convolution (section 4.2, appendix E).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,16 @@ def entropy(model: nn.Module, images: Images) -> dict[str, Any]:
     return {'entropy': variance_entropy(_stem(model))}
 
 
+def entropy_last(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the last spatial layer's variance entropy (second version, figures 10 and 11)."""
+    return {'entropy_last': variance_entropy(_last(model))}
+
+
+def entropy_last_normalized(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure the last spatial layer's variance entropy over the randomness threshold (second version, figure 5)."""
+    return {'entropy_last_normalized': variance_entropy(_last(model), normalized=True)}
+
+
 def positions(model: nn.Module, images: Images) -> dict[str, Any]:
     """Measure the variance (k_h, k_w) of each kernel element over all kernels (figure 13)."""
     return {'positions': _rounded(position_variance(filters for _, filters in effective_filters(model)))}
@@ -107,7 +118,8 @@ def reconstruction(model: nn.Module, images: Images) -> dict[str, Any]:
 
 def counts(variant: Variant, device: torch.device) -> dict[str, Any]:
     """Count parameters (table 1); zeros count less where weights are pruned: one that is drawn as 0 is a weight."""
-    found = dict(count_parameters(build(variant))._asdict())
+    explicit = {key: value for key, value in variant.model_kwargs.items() if key != 'implicit'}  # the paper's form
+    found = dict(count_parameters(build(dataclasses.replace(variant, model_kwargs=explicit)))._asdict())
     return found if variant.amount else {**found, 'nonzero': found['total']}
 
 
@@ -117,6 +129,8 @@ MEASURES: dict[str, Measure] = {
     'pgd': pgd_accuracy,
     'entropy_normalized': entropy_normalized,
     'entropy': entropy,
+    'entropy_last': entropy_last,
+    'entropy_last_normalized': entropy_last_normalized,
     'positions': positions,
     'filters': filters,
     'random': random_filters,
@@ -130,6 +144,10 @@ UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_ti
 
 def _stem(model: nn.Module) -> Tensor:
     return next(effective_filters(model))[1].detach()
+
+
+def _last(model: nn.Module) -> Tensor:
+    return list(effective_filters(model))[-1][1].detach()
 
 
 def _on_pixels(model: nn.Module, images: Images) -> nn.Module:

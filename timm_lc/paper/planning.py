@@ -14,7 +14,7 @@ from timm_lc.paper.estimate import Estimator
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.results import Results
 from timm_lc.paper.runs import describe_run, folder_of, known_values
-from timm_lc.training.data import DATA
+from timm_lc.training.data import DATA, TRAIN_IMAGES
 from timm_lc.training.trainer import STATE, Recipe, Run, Speed
 
 __all__ = ['Job', 'Options', 'chosen', 'list_experiments', 'list_runs', 'open_results', 'plan']
@@ -140,7 +140,7 @@ def plan(experiments: Sequence[Experiment], options: Options) -> list[Job]:
 
 def _job(experiment: Experiment, variant: Variant, seed: int, options: Options) -> Job:
     run = variant.run(seed, options.recipe)
-    content = describe_run(run, options.data_name, options.limit)
+    content = describe_run(run, experiment.data or options.data_name, options.limit)
     return Job(run, content, options.runs_dir / folder_of(content), ((experiment, variant),))
 
 
@@ -164,11 +164,12 @@ def chosen(experiment: Experiment, options: Options) -> list[Variant]:
 def list_experiments(experiments: Sequence[Experiment], options: Options) -> Iterator[str]:
     """Yield a line for each experiment, and one for all: runs, those missing, and the time that these would take."""
     estimator, results = _estimator(options), open_results(experiments, options)
-    images = _train_images(options)
-    yield f'{"id":<8}{"runs":>6}{"missing":>9}{"time":>9}  title'
+    yield f'{"id":<24}{"runs":>6}{"missing":>9}{"time":>9}  title'
     for experiment in experiments:
-        yield f'{experiment.id:<8}{_cost(plan([experiment], options), results, estimator, images)}  {experiment.title}'
-    yield f'{"all":<8}{_cost(plan(experiments, options), results, estimator, images)}  each shared run once'
+        cost = _cost(plan([experiment], options), results, estimator, _train_images(options, experiment.data))
+        yield f'{experiment.id:<24}{cost}  {experiment.title}'
+    cost = _cost(plan(experiments, options), results, estimator, _train_images(options))
+    yield f'{"all":<24}{cost}  each shared run once'
     yield f'time to train what is missing, one run after another: {estimator.source()}'
 
 
@@ -183,10 +184,10 @@ def list_runs(experiments: Sequence[Experiment], options: Options) -> Iterator[s
     yield f'time: {estimator.source()}'
 
 
-def _train_images(options: Options) -> int:
-    """Return the number of training images, not reading them."""
-    sizes = {'cifar10': 50_000, 'cifar100': 50_000, 'digits': 1347}
-    count = sizes.get(options.data) or sum(path.is_file() for path in Path(options.data, 'train').glob('*/*'))
+def _train_images(options: Options, data: str = '') -> int:
+    """Return the number of training images of a data set, or of that of the options, not reading them."""
+    data = data or options.data
+    count = TRAIN_IMAGES.get(data) or sum(path.is_file() for path in Path(data, 'train').glob('*/*'))
     return min(count, options.limit or count)
 
 

@@ -1,5 +1,6 @@
 """Make figures and tables: train what is missing, measure, write results (`timm-lc reproduce`)."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -43,14 +44,17 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
 
 def _finish_all(jobs: Sequence[Job], results: Mapping[str, Results], options: Options, deadline: float) -> None:
     """Train and measure what is missing, and write each result as it comes."""
-    images = load_images(options.data, limit=options.limit)
-    for known in results.values():
-        known.check_images(images, options.limit)
-    tasks = [(job, images, options, deadline) for job in jobs]
-    for number, lines in enumerate(in_parallel(_finish, tasks, options.jobs), 1):
-        for name, line in lines:
-            results[name].add([line])
-            _report(name, line, f'run {number} of {len(jobs)}')
+    number = itertools.count(1)
+    for data in dict.fromkeys(job.content['data'] for job in jobs):
+        images = load_images(options.data if data == options.data_name else data, limit=options.limit)
+        for known in results.values():
+            known.check_images(images, options.limit)
+        tasks = [(job, images, options, deadline) for job in jobs if job.content['data'] == data]
+        for lines in in_parallel(_finish, tasks, options.jobs):
+            progress = f'run {next(number)} of {len(jobs)}'
+            for name, line in lines:
+                results[name].add([line])
+                _report(name, line, progress)
 
 
 def _finish(job: Job, images: Images, options: Options, deadline: float) -> list[tuple[str, Line]]:
@@ -95,7 +99,7 @@ def _write(experiment: Experiment, results: Results, options: Options) -> str:
     if not results.lines:
         commands = f': {results.directory / "commands.sh"} trains it' if experiment.by_train_script else ''
         return f'nothing is measured yet{commands}'
-    run = describe_run(Run('', seed=0, recipe=options.recipe), options.data_name, options.limit)
+    run = describe_run(Run('', seed=0, recipe=options.recipe), experiment.data or options.data_name, options.limit)
     setting = next(iter(settings(results.lines)), '') if experiment.by_train_script else setting_of(run)
     return str(write_section(make_section(experiment, results.lines, setting), options.output))
 

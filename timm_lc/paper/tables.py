@@ -28,7 +28,13 @@ def table(experiment: Experiment, cells: Cells) -> list[list[str]]:
         _add_column(experiment, cells, series, value, header, rows)
     for value in experiment.values if experiment.pair else ():
         _add_gap(experiment, cells, value, header, rows)
-    return [header, *rows]
+    return _without_empty_columns([header, *rows])
+
+
+def _without_empty_columns(table: list[list[str]]) -> list[list[str]]:
+    """Return a table less the columns that have no value in any row."""
+    filled = [index for index, column in enumerate(zip(*table[1:], strict=True)) if set(column) != {NONE}]
+    return [[row[index] for index in filled] for row in table] if table[1:] else table
 
 
 def _points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:

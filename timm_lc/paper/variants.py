@@ -1,0 +1,45 @@
+"""The axes that figures of both versions of the paper share, and the networks along them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Variant
+
+__all__ = [
+    'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSIONS', 'KERNELS', 'LEARNS', 'PLAIN_BY_EXPANSION', 'PLAIN_BY_KERNEL',
+    'WIDTHS', 'both', 'flat', 'plain',
+]  # fmt: skip
+
+EXPANSIONS = tuple(1 << power for power in range(8))
+WIDTHS, DEPTHS, KERNELS = (16, 32, 64, 128), (20, 32, 44, 56, 110, 260), (3, 5, 7, 9)
+LEARNS = {'freeze_spatial': False}
+
+
+def both(x: int | str, model: str, /, facet: str = '', **model_kwargs: Any) -> tuple[Variant, Variant]:
+    """Return the frozen random network and the learnable one from the same filters."""
+    return (
+        Variant(FROZEN, x, model, model_kwargs, facet=facet),
+        Variant(LEARNABLE, x, model, {**model_kwargs, **LEARNS}, facet=facet),
+    )
+
+
+def plain(x: int | str, facet: str = '', **geometry: Any) -> Variant:
+    """Return the network without LC-Blocks that learns all, ResNet-20-16 with 3x3 filters unless `geometry` says."""
+    if not geometry:
+        return Variant(PLAIN, x, 'lc_lowres_resnet20', LEARNS, facet=facet)
+    return Variant(PLAIN, x, 'lc_resnet_cifar', {**geometry, **LEARNS}, facet=facet)
+
+
+def flat(groups: Iterable[tuple[Variant, ...]]) -> tuple[Variant, ...]:
+    """Return the variants of all groups in one tuple."""
+    return tuple(variant for group in groups for variant in group)
+
+
+def _kernel(size: int) -> dict[str, int]:
+    return {} if size == 3 else {'kernel_size': size}
+
+
+BY_EXPANSION = flat(both(e, f'lc_resnet20_16x{e}') for e in EXPANSIONS)
+PLAIN_BY_EXPANSION = tuple(plain(e) for e in EXPANSIONS)  # one network: a level line to compare with
+BY_KERNEL = flat(both(e, f'lc_resnet20_16x{e}', f'k = {k}', **_kernel(k)) for k in KERNELS for e in EXPANSIONS)
+PLAIN_BY_KERNEL = tuple(plain(e, f'k = {k}', **_kernel(k)) for k in KERNELS for e in EXPANSIONS)
