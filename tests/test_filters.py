@@ -15,7 +15,8 @@ KNOWN = [
     (0, 1, (0.950251, 0.626708, -0.405242, 0.502663), 0x0B5387),
     (7, 12345, (0.671237, 0.670559, -0.772173, -0.360025), 0x9DCEBA),
 ]
-BLOCK = 2 << 15  # values drawn at a time
+BLOCK = 1 << 16  # values drawn at a time
+SHARE = 1 << 18  # values that are worth a thread
 
 RECORDS = [
     FilterRecord((64, 3, 7, 7)),
@@ -32,7 +33,9 @@ def test_random_values_gives_the_known_answers(seed, stream, first, crc):
     assert zlib.crc32(values.astype('<f4').tobytes()) & 0xFFFFFF == crc
 
 
-@pytest.mark.parametrize('length', [0, 1, 2, 3, 1001, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize(
+    'length', [0, 1, 2, 3, 1001, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3, 2 * SHARE, 3 * SHARE + 5]
+)
 def test_random_values_follows_the_definition_at_any_length(length, draw):
     np.testing.assert_array_equal(random_values(3, 5, length), draw(3, 5, length))
 
@@ -40,6 +43,21 @@ def test_random_values_follows_the_definition_at_any_length(length, draw):
 @pytest.mark.parametrize('length', [1, 7, BLOCK - 1, BLOCK, BLOCK + 1])
 def test_random_values_does_not_depend_on_how_many_are_asked_for(length):
     np.testing.assert_array_equal(random_values(1, 2, length), random_values(1, 2, 2 * BLOCK + 5)[:length])
+
+
+@pytest.mark.parametrize('processors', [1, 2, 3, 7, None])
+def test_threads_change_neither_values_nor_fingerprints(processors, draw, monkeypatch):
+    monkeypatch.setattr('os.cpu_count', lambda: processors)
+    for length in (2 * SHARE, 5 * SHARE + BLOCK + 3):
+        expected = draw(3, 5, length)
+        values = random_values(3, 5, length)
+        np.testing.assert_array_equal(values, expected)
+        assert fingerprint(values) == zlib.crc32(expected.tobytes())
+
+
+@pytest.mark.parametrize('scale', [6**0.5 / 24, 1 / 3, 1e-3, 7.0])
+def test_random_values_are_scaled_by_one_rounded_product(scale, draw):
+    np.testing.assert_array_equal(random_values(3, 5, 9999, scale), draw(3, 5, 9999) * np.float32(scale))
 
 
 def test_random_values_is_uniform_and_symmetric():

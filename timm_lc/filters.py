@@ -1,8 +1,4 @@
-"""Random filters as a function of (seed, stream), and the record that names them.
-
-Values come from Philox4x64-10 (Salmon et al., 2011), whose 64-bit words numpy guarantees, turned into float32 by
-integer arithmetic alone: the same bits on every machine, thread count and library version. Their scale is appendix D's.
-"""
+"""Random filters as a function of (seed, stream), and the record that names them; their scale is appendix D's."""
 
 import math
 import struct
@@ -11,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from timm_lc.generator import check_seed, fingerprint, random_values
 from timm_lc.orthogonal import orthonormal_rows
 
 __all__ = [
@@ -24,6 +21,7 @@ __all__ = [
     'check_filters',
     'check_gain',
     'check_seed',
+    'fingerprint',
     'layer_stream',
     'random_values',
 ]
@@ -35,17 +33,9 @@ SHARED_STREAM = 0
 KEPT, UNIFORM, ORTHOGONAL, EXPECTED = 0, 1, 2, 3
 FILTER_SETS = {'uniform': UNIFORM, 'orthogonal': ORTHOGONAL, 'expected': EXPECTED}
 
-_BLOCK = 1 << 15  # 64-bit words a block: 256 KiB, stays in the second-level cache
 # version, filter set, groups - 1, seed, stream, period, shape, gain, CRC-32 of the filters; then the CRC-32 of these
 _LAYOUT = struct.Struct('<BBHIIIIIHHdI')
 _CHECKSUM = struct.Struct('<I')
-
-
-def check_seed(seed: int) -> int:
-    """Return `seed` if it is an integer in [0, 2**32), else raise `ValueError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f'`seed` must be an integer in [0, 2**32), got {seed!r}')
-    return seed
 
 
 def check_gain(gain: float) -> float:
@@ -65,35 +55,6 @@ def check_filters(filters: str) -> int:
 def layer_stream(name: str) -> int:
     """Return the stream of the unshared layer with qualified name `name`: the upper 24 bits of its CRC-32."""
     return zlib.crc32(name.encode()) >> 8
-
-
-def random_values(seed: int, stream: int, length: int) -> np.ndarray:
-    """Draw the first `length` values of a stream, independent of how many are asked for.
-
-    Args:
-        seed: Filter seed in [0, 2**32).
-        stream: Stream in [0, 2**24); 0 is the vector that all shared layers slice.
-        length: Number of values.
-
-    Returns:
-        float32 (length,), odd multiples of 2**-24 in (-1, 1), uniform and symmetric.
-
-    Example:
-        >>> random_values(0, 0, 4).round(6).tolist() == np.float32([-0.930516, -0.976906, 0.2239, -0.516902]).tolist()
-        True
-    """
-    generator = np.random.Philox(key=[check_seed(seed), stream])
-    values = np.empty(length, np.float32)
-    for start in range(0, length, 2 * _BLOCK):
-        block = values[start : start + 2 * _BLOCK]
-        words = generator.random_raw(-(-len(block) // 2)).astype('<u8', copy=False).view('<u4')[: len(block)]
-        words >>= 8  # the upper 24 bits, v
-        integers = words.view('<i4')
-        integers *= 2
-        integers += 1 - 2**24  # 2v + 1 - 2**24: odd, below 2**24 in magnitude, exact in float32
-        block[:] = integers
-        block *= np.float32(2.0**-24)
-    return values
 
 
 @dataclass(frozen=True)
@@ -140,9 +101,7 @@ class FilterRecord:
 
     def unit_values(self) -> np.ndarray:
         """Return the filters before scaling, flat: float32 (numel,) in (-1, 1)."""
-        drawn = min(self.numel, self.period or self.numel)
-        values = random_values(self.seed, self.stream, drawn)
-        return values if drawn == self.numel else np.resize(values, self.numel)
+        return self._values(1.0)
 
     def filters(self) -> np.ndarray:
         """Return the filters, float32 (C_out, C_in/groups, k_h, k_w).
@@ -152,11 +111,15 @@ class FilterRecord:
         """
         if self.filter_set == EXPECTED:
             raise ValueError("`filters='expected'` has no filters: it needs `implicit=True`")
-        values = self.unit_values()
         if self.filter_set == ORTHOGONAL:
-            return self._orthogonalised(values).reshape(self.shape)
-        values *= np.float32(self.scale)
-        return values.reshape(self.shape)
+            return self._orthogonalised(self.unit_values()).reshape(self.shape)
+        return self._values(self.scale).reshape(self.shape)
+
+    def _values(self, scale: float) -> np.ndarray:
+        """Return the values of the stream, repeated if need be, times `scale`."""
+        drawn = min(self.numel, self.period or self.numel)
+        values = random_values(self.seed, self.stream, drawn, scale)
+        return values if drawn == self.numel else np.resize(values, self.numel)
 
     def _orthogonalised(self, values: np.ndarray) -> np.ndarray:
         """Make (R/groups, fan) orthogonal in each group: its rows, or its columns where there are fewer of them.
@@ -205,8 +168,3 @@ class FilterRecord:
 
 
 RECORD_BITS = 8 * (_LAYOUT.size + _CHECKSUM.size)
-
-
-def fingerprint(filters: np.ndarray) -> int:
-    """Return the CRC-32 of the filters' little-endian float32 bytes in C order."""
-    return zlib.crc32(np.ascontiguousarray(filters, dtype='<f4').data)
