@@ -9,9 +9,9 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout: a folder imports only from those above it, a file only from files above it in its folder
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
-    'layers': ['shared', 'frozen', 'packing', 'lc_conv', 'lc_pair'],
+    'layers': ['shared', 'frozen', 'packing', 'lc_conv', 'lc_pair', 'held', 'adapter'],
     'optim': [],
-    'transforms': ['freeze', 'share', 'combine', 'prune', 'options', 'fold'],
+    'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'prune', 'options', 'fold'],
     'analysis': [
         'metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing', 'memory', 'floors',
     ],
@@ -80,7 +80,7 @@ def test_public_names_are_these():
     public = {name for name in vars(timm_lc) if not name.startswith('_')}
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
-        'describe', 'prune_pointwise', 'save_pretrained', 'push_to_hub',
+        'describe', 'add_adapters', 'remove_adapters', 'prune_pointwise', 'save_pretrained', 'push_to_hub',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules

@@ -10,6 +10,8 @@ from .analysis.description import describe as describe
 from .checkpoints.checkpoint import save_pretrained as save_pretrained
 from .checkpoints.hub import push_to_hub as push_to_hub
 from .layers.lc_conv import LCConv2d as LCConv2d
+from .transforms.adapt import add_adapters as add_adapters
+from .transforms.adapt import remove_adapters as remove_adapters
 from .transforms.combine import add_linear_combinations as add_linear_combinations
 from .transforms.fold import fold as fold
 from .transforms.freeze import freeze_spatial as freeze_spatial

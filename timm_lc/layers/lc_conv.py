@@ -15,7 +15,7 @@ from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.shared import repeat_to
 
-__all__ = ['LCConv2d']
+__all__ = ['LCConv2d', 'combine']
 
 
 def _product(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
@@ -26,7 +26,7 @@ def _product(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
     return blocks.flatten(0, 1)
 
 
-def _combine(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
+def combine(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
     """Return P W as (C_out, C_in/groups, k_h, k_w), in the type of the tensors even under autocast.
 
     TorchScript ignores a disabled autocast, so a scripted block forms the product in autocast's type.
@@ -46,10 +46,10 @@ def _combine_shared(pointwise: Tensor, vector: Tensor, scale: float, groups: int
         weights = F.pad(weights, [0, -rows % period]).view(weights.shape[0], -1, period).sum(1)  # (C_out, period)
         rows = period
     filters = repeat_to(vector, rows * fan).view(rows, shape[1], shape[2], shape[3])
-    return _combine(weights, filters, groups) * scale
+    return combine(weights, filters, groups) * scale
 
 
-torch.fx.wrap('_combine')
+torch.fx.wrap('combine')
 torch.fx.wrap('_combine_shared')
 
 
@@ -144,7 +144,7 @@ class LCConv2d(nn.Module):
             shape = [self.expansion * self.out_channels, self.in_channels // self.groups, k_h, k_w]
             vector, scale = self.spatial.shared.vector, self.spatial.filter_scale
             return _combine_shared(self.pointwise.weight, vector, scale, self.groups, shape)
-        return _combine(self.pointwise.weight, self.spatial.weight, self.groups)
+        return combine(self.pointwise.weight, self.spatial.weight, self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C_in, H, W) with the effective weight."""
@@ -162,7 +162,7 @@ class LCConv2d(nn.Module):
         """Return the ordinary convolution with the same outputs; P W is formed in float64."""
         fused = _like(self.spatial, self.out_channels, bias=self.pointwise.bias is not None)
         fused = fused.to_empty(device=self.pointwise.weight.device).train(self.training)
-        weight = _combine(self.pointwise.weight.double(), self.spatial.weight.double(), self.groups)
+        weight = combine(self.pointwise.weight.double(), self.spatial.weight.double(), self.groups)
         fused.weight.copy_(weight)
         if fused.bias is not None and self.pointwise.bias is not None:
             fused.bias.copy_(self.pointwise.bias)

@@ -7,11 +7,13 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from timm_lc._timm import describe_as, replace_arguments
+from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.packing import refuse_packed
 from timm_lc.naming import architecture_of, has_lc_name, is_stock, stock_name
+from timm_lc.transforms.adapt import release_base
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.options import LC_ARGUMENTS
 
@@ -19,7 +21,7 @@ __all__ = ['fold']
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Return the same function as a plain network: LC-Blocks merged, frozen filters ordinary weights.
+    """Return the same function as a plain network: LC-Blocks and adapters merged, all filters ordinary weights.
 
     The argument is untouched. An `lc_<timm name>` network becomes that architecture, which loads where this package
     is not installed; one that stock timm lacks becomes its plain form, such as `lc_resnet_cifar` with `expansion=None`.
@@ -36,9 +38,11 @@ def fold(model: nn.Module) -> nn.Module:
     if pair := next((name for name, module in model.named_modules() if isinstance(module, LCPair)), None):
         raise ValueError(f'layer `{pair}` has an operation between its two convolutions, which then fold into none')
     folded = copy.deepcopy(model)
-    if isinstance(folded, LCConv2d):
+    merged = LCConv2d | AdaptedConv2d
+    if isinstance(folded, merged):
         return folded.fuse()
-    replace_modules(folded, {module: module.fuse() for module in folded.modules() if isinstance(module, LCConv2d)})
+    replace_modules(folded, {module: module.fuse() for module in folded.modules() if isinstance(module, merged)})
+    release_base(folded)
     for module in folded.modules():
         if is_frozen(module):
             thaw_convolution(module)

@@ -1,0 +1,288 @@
+"""Adapters in any trained network: `add_adapters`, `remove_adapters`.
+
+The base network's tensors are held: no state dict has them. In their place it has `base_fingerprint`, a CRC-32 of each
+layer of the base, by which loading refuses another base.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from timm_lc.filters import ORTHOGONAL, UNIFORM, FilterRecord, check_gain, check_seed, layer_stream
+from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape, check_class, check_rank
+from timm_lc.layers.frozen import is_frozen, remove_hook
+from timm_lc.layers.held import hold_tensors, is_held, release_tensors, tensors_of
+from timm_lc.spatial import FilterFn, pointwise_convolutions, spatial_convolutions
+from timm_lc.transforms.combine import replace_modules
+from timm_lc.transforms.fingerprint import classifiers, decode_checksums, encode_checksums, fingerprint_base
+from timm_lc.transforms.freeze import ignore_in_ddp
+
+__all__ = [
+    'ADAPTER_GAIN',
+    'FINGERPRINT',
+    'LAYERS',
+    'Adaptation',
+    'adapt',
+    'add_adapters',
+    'changed_layers',
+    'differing_layers',
+    'is_adapted',
+    'learned_norms',
+    'release_base',
+    'remove_adapters',
+]
+
+LAYERS = ('spatial', 'pointwise', 'all')
+FINGERPRINT = 'base_fingerprint'
+ADAPTER_GAIN = 3.0**0.5
+
+
+@dataclasses.dataclass
+class Adaptation:
+    """What a network with adapters knows of its base.
+
+    Attributes:
+        base: What `timm.create_model` builds it from; None if it is not known.
+        norms: Whether norms learn.
+        layers: Names of the base's layers, in the order of `base_fingerprint`.
+        originals: The base's norms and classifier, by name, where they learn.
+        num_classes: Of the base.
+        settings: Arguments of `add_adapters`; None if a file decided.
+    """
+
+    base: str | None
+    norms: bool
+    layers: tuple[str, ...]
+    originals: dict[str, nn.Module]
+    num_classes: int | None
+    settings: tuple[Any, ...] | None = None
+
+
+def add_adapters(
+    model: nn.Module,
+    rank: int = 8,
+    seed: int = 0,
+    layers: str = 'spatial',
+    norms: bool = True,
+    filter_fn: FilterFn | None = None,
+    *,
+    gain: float = ADAPTER_GAIN,
+    filters: str = 'orthogonal',
+) -> nn.Module:
+    """Let, in place, a trained network learn by combinations of random filters added to its own; return `model`.
+
+    The weight of each matched convolution becomes W_0 + P W: W comes from the seed, P is 0 at first, so that outputs
+    are those of the base. P, the classifier and the norms learn; all else is held, and no longer in the state dict.
+
+    Args:
+        model: Any trained network with `nn.Conv2d` layers, itself not one.
+        rank: Random filters for each group of a convolution; fewer where a filter has fewer values.
+        seed: Filter seed in [0, 2**32).
+        layers: Which convolutions: 'spatial', 'pointwise' or 'all'; never the classifier's.
+        norms: Whether norms learn and update their statistics; if not, batch norm computes as in evaluation.
+        filter_fn: `filter_fn(module, name)` narrows which convolutions are matched.
+        gain: Rows of W have length gain / sqrt(3): with sqrt(3) they are orthonormal.
+        filters: 'orthogonal', or 'uniform' for filters as `freeze_spatial` draws them.
+
+    Raises:
+        ValueError: If nothing matches, an argument is out of range, the network has frozen filters or other adapters,
+            or a matched layer has standardised weights.
+
+    Example:
+        >>> import timm
+        >>> model = add_adapters(timm.create_model('resnet18'), rank=8)
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+        553832
+    """
+    check_rank(rank), check_seed(seed), check_gain(gain)
+    if layers not in LAYERS:
+        raise ValueError(f'`layers` must be one of {", ".join(map(repr, LAYERS))}, got {layers!r}')
+    if filters not in _SETS:
+        raise ValueError(f'`filters` must be one of {", ".join(map(repr, _SETS))}, got {filters!r}')
+    settings = (rank, seed, layers, norms, float(gain), filters)
+    if is_adapted(model):
+        if filter_fn is None and model.adaptation.settings == settings:
+            return model
+        raise ValueError(f'{type(model).__name__} has adapters already: call remove_adapters first')
+    records = {
+        name: FilterRecord(
+            adapter_shape(conv, rank),
+            seed,
+            layer_stream(f'{name}.spatial'),
+            gain=float(gain),
+            filter_set=_SETS[filters],
+        )
+        for name, conv in _matched(model, layers, filter_fn).items()
+    }
+    adapt(model, records, norms=norms)
+    model.adaptation.settings = settings if filter_fn is None else None
+    return model
+
+
+def adapt(model: nn.Module, records: dict[str, FilterRecord], *, norms: bool) -> nn.Module:
+    """Add an adapter of each record to the convolution of that name, in place; return `model`."""
+    if any(is_frozen(module) for module in model.modules()):
+        raise ValueError(f'{type(model).__name__} has frozen random filters: adapt what `timm_lc.fold` makes of it')
+    convolutions = {name: model.get_submodule(name) for name in records}
+    for name, conv in convolutions.items():
+        check_class(conv, name)
+    base, heads = fingerprint_base(model), classifiers(model)
+    originals = {**heads, **(_norms(model, heads) if norms else {})}
+    learned = {child for module in originals.values() for child in module.modules()}
+    model.adaptation = Adaptation(
+        _name_base(model),
+        norms,
+        tuple(base),
+        {name: copy.deepcopy(module) for name, module in originals.items()},
+        getattr(model, 'num_classes', None),
+    )
+    for module in model.modules():
+        if module not in learned and module not in convolutions.values():
+            hold_tensors(module)
+    replace_modules(model, {conv: AdaptedConv2d(conv, records[name]) for name, conv in convolutions.items()})
+    device = next(iter(convolutions.values())).weight.device
+    model.register_buffer(FINGERPRINT, encode_checksums(list(base.values())).to(device))
+    model.register_load_state_dict_pre_hook(_check_base)
+    _ignore_base_in_ddp(model)
+    return model
+
+
+def remove_adapters(model: nn.Module) -> nn.Module:
+    """Give, in place, a network with adapters back its base: weights, norms and classifier to the bit; return `model`.
+
+    Raises:
+        ValueError: If it has no adapters.
+    """
+    if not is_adapted(model):
+        raise ValueError(f'{type(model).__name__} has no adapters')
+    replace_modules(model, {m: m.release() for m in model.modules() if isinstance(m, AdaptedConv2d)})
+    for name, original in model.adaptation.originals.items():
+        _restore(model, name, original)
+    if model.adaptation.num_classes is not None:
+        model.num_classes = model.adaptation.num_classes
+    return release_base(model)
+
+
+def release_base(model: nn.Module) -> nn.Module:
+    """Turn, in place, all held tensors of `model` into ordinary ones again; return `model`."""
+    for module in model.modules():
+        if is_held(module):
+            release_tensors(module)
+            module.training = model.training
+    if is_adapted(model):
+        del model.adaptation, model._buffers[FINGERPRINT]
+        remove_hook(model._load_state_dict_pre_hooks, _check_base)
+        vars(model).pop('_ddp_params_and_buffers_to_ignore', None)
+    return model
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Return whether `model` is a network with adapters."""
+    return 'adaptation' in vars(model)
+
+
+def learned_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the norms of an adapted network that learn, by name."""
+    return _norms(model, classifiers(model)) if model.adaptation.norms else {}
+
+
+def changed_layers(model: nn.Module) -> list[str]:
+    """Return the names of held layers of an adapted network that are not those of its base any more."""
+    norms = learned_norms(model)
+    present = {name: crc for name, crc in fingerprint_base(model).items() if name not in norms}
+    recorded = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
+    return [name for name, crc in present.items() if crc != recorded[name]]
+
+
+def differing_layers(model: nn.Module, fingerprint: Tensor) -> list[str] | None:
+    """Return the names of layers in which another base differs from that of `model`; None if it has other layers."""
+    present, other = decode_checksums(model.base_fingerprint), decode_checksums(fingerprint)
+    if len(present) != len(other):
+        return None
+    return [name for name, a, b in zip(model.adaptation.layers, present, other, strict=True) if a != b]
+
+
+_SETS = {'uniform': UNIFORM, 'orthogonal': ORTHOGONAL}
+
+
+def _record(conv: nn.Conv2d, name: str, rank: int, seed: int, gain: float, filter_set: int) -> FilterRecord:
+    shape, stream = adapter_shape(conv, rank), layer_stream(f'{name}.spatial')
+    groups = conv.groups if filter_set == ORTHOGONAL else 1
+    return FilterRecord(shape, seed, stream, gain=float(gain), filter_set=filter_set, groups=groups)
+
+
+def _matched(model: nn.Module, layers: str, filter_fn: FilterFn | None) -> dict[str, nn.Conv2d]:
+    matched = dict(spatial_convolutions(model, filter_fn)) if layers != 'pointwise' else {}
+    if layers != 'spatial':
+        matched |= {
+            name: conv for name, conv in pointwise_convolutions(model) if not filter_fn or filter_fn(conv, name)
+        }
+    if not matched:
+        kind = '' if layers == 'all' else f'{layers} '
+        raise ValueError(
+            f'{type(model).__name__} has no {kind}convolution' + (' that `filter_fn` accepts' if filter_fn else '')
+        )
+    if '' in matched:
+        raise ValueError('`model` is itself a convolution, which cannot be replaced in place')
+    return matched
+
+
+def _norms(model: nn.Module, heads: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the norms outside the classifier by name; containers of them have no tensors of their own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if 'Norm' in type(module).__name__ and tensors_of(module) and name not in heads
+    }
+
+
+def _name_base(model: nn.Module) -> str | None:
+    """Return what `timm.create_model` built `model` from, as far as timm tells."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if cfg.get('source') in ('hf-hub', 'local-dir') and (cfg.get('file') or not cfg.get('tag')):
+        return f'{cfg["source"]}:{cfg.get("file") or cfg.get("hf_hub_id")}'
+    return '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag')))) or None
+
+
+def _restore(model: nn.Module, name: str, original: nn.Module) -> None:
+    present = model.get_submodule(name)
+    expected = original.state_dict()
+    if {key: t.shape for key, t in present.state_dict().items()} == {key: t.shape for key, t in expected.items()}:
+        present.load_state_dict(expected)
+    else:
+        model.set_submodule(name, original)
+
+
+def _check_base(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: dict,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Refuse a state of another base, whatever `strict` says."""
+    fingerprint = state_dict.get(prefix + FINGERPRINT)
+    if fingerprint is None or model.base_fingerprint.is_meta:
+        return
+    differing = differing_layers(model, fingerprint)
+    if differing is None:
+        error_msgs.append(f'adapters of a base with {len(fingerprint)} layers, not {len(model.adaptation.layers)}')
+    elif differing:
+        rest = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
+        error_msgs.append(f'adapters of another base than {model.adaptation.base}: layer `{differing[0]}`{rest} differ')
+
+
+def _ignore_base_in_ddp(model: nn.Module) -> None:
+    """Spare DistributedDataParallel the broadcast of the base, which every rank has loaded for itself."""
+    ignore_in_ddp(model)
+    model._ddp_params_and_buffers_to_ignore += [
+        f'{name}.{tensor}'.lstrip('.')
+        for name, module in model.named_modules(remove_duplicate=False)
+        if is_held(module)
+        for tensor in (*module.held.parameters, *module.held.buffers)
+    ]
