@@ -12,19 +12,13 @@ from timm.layers import Conv2dSame, pad_same
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.frozen import freeze_convolution, refuse_unfilled
 from timm_lc.layers.held import hold_tensors, release_tensors
 from timm_lc.layers.lc_conv import combine
 
-__all__ = ['AdaptedConv2d', 'adapter_shape', 'check_class', 'check_rank']
-
-
-def check_rank(rank: int) -> int:
-    """Return `rank` if it is a positive integer, else raise `ValueError`."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f'`rank` must be a positive integer, got {rank!r}')
-    return rank
+__all__ = ['AdaptedConv2d', 'adapter_shape', 'check_class']
 
 
 def check_class(conv: nn.Module, name: str = '') -> None:
@@ -42,7 +36,7 @@ def adapter_shape(conv: nn.Conv2d, rank: int) -> tuple[int, int, int, int]:
     """
     k_h, k_w = conv.kernel_size
     channels = conv.in_channels // conv.groups
-    return min(check_rank(rank), channels * k_h * k_w) * conv.groups, channels, k_h, k_w
+    return min(check_count('rank', rank), channels * k_h * k_w) * conv.groups, channels, k_h, k_w
 
 
 torch.fx.wrap('combine')

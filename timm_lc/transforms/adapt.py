@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from timm_lc.arguments import check_count
 from timm_lc.filters import ORTHOGONAL, UNIFORM, FilterRecord, check_gain, check_seed, layer_stream
-from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape, check_class, check_rank
+from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape, check_class
 from timm_lc.layers.frozen import is_frozen, remove_hook
 from timm_lc.layers.held import hold_tensors, is_held, release_tensors, tensors_of
 from timm_lc.spatial import FilterFn, pointwise_convolutions, spatial_convolutions
@@ -96,7 +97,7 @@ def add_adapters(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         553832
     """
-    check_rank(rank), check_seed(seed), check_gain(gain)
+    check_count('rank', rank), check_seed(seed), check_gain(gain)
     if layers not in LAYERS:
         raise ValueError(f'`layers` must be one of {", ".join(map(repr, LAYERS))}, got {layers!r}')
     if filters not in _SETS:
