@@ -21,6 +21,6 @@ from .transforms.share import share_weights as share_weights
 __version__ = '0.1.0'
 
 __all__ = [
-    'LCConv2d', 'add_linear_combinations', 'count_parameters', 'describe', 'fold', 'freeze_spatial', 'prune_pointwise',
-    'push_to_hub', 'save_pretrained', 'share_weights',
+    'LCConv2d', 'add_adapters', 'add_linear_combinations', 'count_parameters', 'describe', 'fold', 'freeze_spatial',
+    'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_pretrained', 'share_weights',
 ]  # fmt: skip
