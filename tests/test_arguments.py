@@ -4,7 +4,7 @@ import pytest
 
 from timm_lc import LCConv2d, add_linear_combinations, share_weights
 from timm_lc.arguments import check_count
-from timm_lc.training.trainer import Recipe
+from timm_lc.training.recipe import Recipe
 
 
 @pytest.mark.parametrize('value', [0, -1, 1.5, 2.0, True, '3', None])

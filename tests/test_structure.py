@@ -1,6 +1,8 @@
 """The package's structure: imports run one way, public names are frozen, files say nothing of a machine."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import timm_lc
@@ -17,7 +19,7 @@ LAYOUT = {
     ],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
     'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
-    'training': ['files', 'parallel', 'digits', 'data', 'trainer', 'demo'],
+    'training': ['files', 'parallel', 'digits', 'data', 'recipe', 'trainer', 'demo'],
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'catalogue',
         'runs', 'results', 'imagenet', 'tables', 'plots', 'figures', 'estimate', 'planning', 'sections', 'reproduce',
@@ -91,3 +93,27 @@ def test_public_names_are_these():
 def test_files_are_short():
     for name, path, _ in modules():
         assert len(path.read_text().splitlines()) <= 350, name
+
+
+def test_bodies_of_functions_are_short():
+    for name, _, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                has_docstring = ast.get_docstring(node) is not None
+                body = node.body[has_docstring:]
+                assert not body or body[-1].end_lineno - body[0].lineno < 30, f'{name}: {node.name}'
+
+
+def test_importing_the_package_needs_no_command_figure_or_training():
+    code = 'import sys, timm_lc; print(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    for folder in ('commands', 'paper', 'training'):
+        assert not [name for name in loaded if name.startswith(f'timm_lc.{folder}')]
+    assert 'matplotlib' not in loaded
+
+
+def test_training_and_the_paper_know_no_command_line():
+    for name, _, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom) and name.split('.')[0] in ('training', 'paper'):
+                assert 'argparse' not in [alias.name for alias in node.names], name

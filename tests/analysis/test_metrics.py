@@ -14,7 +14,6 @@ from timm_lc.analysis.metrics import (
     position_variance,
     randomness_threshold,
     reconstruction_error,
-    sparsity,
     variance_entropy,
 )
 from timm_lc.analysis.robustness import EPSILON, Normalized, fgsm, pgd, robust_accuracy
@@ -40,8 +39,6 @@ def test_variance_entropy_is_that_of_torchconvquality(shape, generator):
         raw, normalized = quality.variance_entropy(filters)
         assert variance_entropy(filters) == pytest.approx(raw, abs=1e-5)
         assert variance_entropy(filters, normalized=True) == pytest.approx(normalized, abs=1e-5)
-    filters[0] /= 1000
-    assert sparsity(filters) == pytest.approx(quality.sparsity(filters)[0])
 
 
 def test_variance_entropy_is_the_entropy_of_principal_components(generator):
@@ -73,14 +70,6 @@ def test_entropy_of_larger_kernels_is_not_normalized():
         variance_entropy(torch.ones(2, 2, 5, 5), normalized=True)
     with pytest.raises(ValueError, match=r'`filters` must have shape .* got \(2, 2\)'):
         variance_entropy(torch.ones(2, 2))
-
-
-def test_sparsity_counts_kernels_near_zero():
-    filters = torch.ones(2, 2, 3, 3)
-    filters[0, 0] = 0.009
-    filters[1, 0, 1:] = 0
-    assert sparsity(filters) == 0.25
-    assert sparsity(torch.zeros(2, 2, 3, 3)) == 1
 
 
 def test_position_variance_is_numpys(generator):

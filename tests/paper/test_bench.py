@@ -9,7 +9,7 @@ from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.bench import Settings, measure_bench, measure_sweep
 from timm_lc.paper.bench_cases import ONE, PLAIN, TWO, cases, expanded
 from timm_lc.paper.bench_page import bench_page
-from timm_lc.training.trainer import Speed
+from timm_lc.training.recipe import Speed
 
 METHODS = ['baseline', 'freezing', 'sharing', 'recycled 1/16', 'pruning 0.7']
 CPU = torch.device('cpu')

@@ -13,7 +13,8 @@ from torchvision import datasets, transforms
 
 from timm_lc.cli import main
 from timm_lc.training.data import DATA, TRAIN_IMAGES, load_images
-from timm_lc.training.trainer import Recipe, Run, _batches
+from timm_lc.training.recipe import Recipe, Run
+from timm_lc.training.trainer import _batches
 
 COUNTS = {'train': 40, 'test': 20}
 

@@ -27,7 +27,8 @@ from timm_lc.training import trainer
 from timm_lc.training.data import Images, augment, load_images
 from timm_lc.training.files import lock, read_lines
 from timm_lc.training.parallel import in_parallel
-from timm_lc.training.trainer import Recipe, Run, epoch_draws, evaluate, learning_rate, train
+from timm_lc.training.recipe import Recipe, Run, Speed
+from timm_lc.training.trainer import epoch_draws, evaluate, learning_rate, train
 
 CPU = torch.device('cpu')
 KWARGS = {'depth': 8, 'width': 4, 'expansion': 2}
@@ -200,7 +201,7 @@ def test_frozen_and_learnable_runs_are_paired_by_seed(images):
     models = []
     for freeze_spatial in (True, False):
         run = Run('lc_resnet_cifar', {**KWARGS, 'freeze_spatial': freeze_spatial}, seed=5)
-        models.append(trainer._create(run, images, CPU, trainer.Speed())[0])
+        models.append(trainer._create(run, images, CPU, Speed())[0])
     frozen, learnable = models
     for name, parameter in frozen.named_parameters():
         assert torch.equal(parameter, learnable.get_parameter(name)), name
@@ -394,7 +395,10 @@ def test_killed_command_goes_on_to_the_bit(tree, tmp_path, capsys):
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1].split(':')[1] == printed[3].split(':')[1]
+    epochs = [line.split(':')[0] for line in printed if ' epoch ' in line]
+    assert epochs == [f'lc_resnet20_16x1 seed 0 epoch {epoch}/5' for epoch in (3, 4, 5, 1, 2, 3, 4, 5)]
+    cut, whole = (line for line in printed if line.startswith('lc_resnet20_16x1: '))
+    assert cut == whole
 
 
 def test_seeds_at_once_are_those_one_by_one(tree, tmp_path, capsys):

@@ -18,7 +18,6 @@ __all__ = [
     'position_variance',
     'randomness_threshold',
     'reconstruction_error',
-    'sparsity',
     'variance_entropy',
 ]
 
@@ -55,13 +54,6 @@ def randomness_threshold(kernels: int) -> float:
     """Return the variance entropy above which `kernels` 3x3 kernels count as random (Gavrikov and Keuper, 2022)."""
     height, midpoint, slope, offset = 1.2618047, 2.30436435, 0.88767525, -0.31050834
     return height / (1 + math.exp(-slope * (math.log2(kernels) - midpoint))) + offset
-
-
-def sparsity(filters: Tensor, tolerance: float = 0.01) -> float:
-    """Return the share of kernels, in [0, 1], whose weights all lie below `tolerance` times the layer's largest."""
-    kernels = _kernels(filters).abs()
-    largest = kernels.max()
-    return (kernels.amax(1) < tolerance * largest).double().mean().item() if largest > 0 else 1.0
 
 
 def position_variance(layers: Iterable[Tensor]) -> Tensor:

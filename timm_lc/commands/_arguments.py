@@ -110,7 +110,7 @@ def device_of(args: argparse.Namespace) -> Any:
 
 def training_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the recipe, device and speed that the arguments ask for."""
-    from timm_lc.training.trainer import Recipe, Speed
+    from timm_lc.training.recipe import Recipe, Speed
 
     device = device_of(args)
     best = Speed.best_for(device)

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.paper.bench_page import bench_page, draw_sweep
     from timm_lc.paper.plots import require_plots
     from timm_lc.training.files import write_text
-    from timm_lc.training.trainer import Speed
+    from timm_lc.training.recipe import Speed
 
     names = ('batch_size', 'image_size', 'rounds', 'max_seconds', 'max_memory')
     speed = Speed(amp=args.amp, channels_last=args.channels_last, compile=args.compile)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.paper.runs import train_once
     from timm_lc.training.data import load_images
     from timm_lc.training.parallel import in_parallel
-    from timm_lc.training.trainer import Run
+    from timm_lc.training.recipe import Run
 
     settings = training_of(args)
     check_count('runs', args.runs)

@@ -19,7 +19,8 @@ from timm_lc.arguments import check_count
 from timm_lc.inputs import input_size
 from timm_lc.paper.bench_cases import TWO, Case, expanded
 from timm_lc.paper.timing import checkpoint_bytes
-from timm_lc.training.trainer import Speed, describe_device, versions
+from timm_lc.training.recipe import Speed
+from timm_lc.training.trainer import describe_device, versions
 
 __all__ = ['Settings', 'measure_bench', 'measure_sweep']
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from timm_lc.training.data import Images
 from timm_lc.training.files import read_json, read_lines, write_text
-from timm_lc.training.trainer import METRICS, RUN, Recipe, Run, Speed, describe_device, train
+from timm_lc.training.recipe import Recipe, Run, Speed
+from timm_lc.training.trainer import METRICS, RUN, describe_device, train
 
 __all__ = ['Estimator', 'duration']
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from timm_lc.training.trainer import Recipe, Run
+from timm_lc.training.recipe import Recipe, Run
 
 __all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'PLAIN', 'Experiment', 'Point', 'Printed', 'Value', 'Variant']
 

@@ -15,7 +15,8 @@ from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.results import Results
 from timm_lc.paper.runs import describe_run, folder_of, known_values
 from timm_lc.training.data import DATA, TRAIN_IMAGES
-from timm_lc.training.trainer import STATE, Recipe, Run, Speed
+from timm_lc.training.recipe import Recipe, Run, Speed
+from timm_lc.training.trainer import STATE
 
 __all__ = ['Job', 'Options', 'chosen', 'list_experiments', 'list_runs', 'open_results', 'plan']
 

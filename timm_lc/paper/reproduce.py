@@ -16,7 +16,8 @@ from timm_lc.paper.runs import describe_run, measure_run, run_facts, train_once
 from timm_lc.paper.sections import make_section, write_section
 from timm_lc.training.data import Images, load_images
 from timm_lc.training.parallel import in_parallel
-from timm_lc.training.trainer import OutOfTime, Run, describe_device, versions
+from timm_lc.training.recipe import Run
+from timm_lc.training.trainer import OutOfTime, describe_device, versions
 
 __all__ = ['reproduce']
 

@@ -20,7 +20,8 @@ from timm_lc.checkpoints.checkpoint import load_model
 from timm_lc.paper.measures import MEASURES
 from timm_lc.training.data import Images
 from timm_lc.training.files import lock, read_json, read_lines, write_text
-from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, Run, Speed, claim, train
+from timm_lc.training.recipe import Run, Speed
+from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
 __all__ = ['describe_run', 'folder_of', 'known_values', 'measure_run', 'run_facts', 'train_once']

@@ -11,7 +11,7 @@ from timm_lc.paper.plots import save
 from timm_lc.paper.results import Line, collect
 from timm_lc.paper.tables import markdown, table
 from timm_lc.training.files import write_text
-from timm_lc.training.trainer import Recipe
+from timm_lc.training.recipe import Recipe
 
 __all__ = ['Section', 'facts', 'make_section', 'write_section']
 

@@ -23,19 +23,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from timm_lc.arguments import check_count
 from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
 from timm_lc.training.data import Images, augment
 from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
+from timm_lc.training.recipe import Recipe, Run, Speed
 
 __all__ = [
     'METRICS',
     'RUN',
     'STATE',
     'OutOfTime',
-    'Recipe',
-    'Run',
-    'Speed',
     'claim',
     'describe_device',
     'epoch_draws',
@@ -51,74 +48,6 @@ SAVE_SECONDS = 10.0  # between states: writing one takes longer than a short epo
 
 class OutOfTime(Exception):
     """Training stopped after an epoch, to go on later: the next one would end past its deadline."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Appendix C.
-
-    Args:
-        epochs: Passes over the training images.
-        batch_size: Images of a step.
-        lr: Initial learning rate; a cosine takes it to 0, step by step.
-        momentum: Of Nesterov.
-        weight_decay: Of every learnable tensor.
-        smoothing: Of the labels.
-        padding: Zeros around an image, of which random crops are taken.
-        l1: Factor of the l1 penalty on pointwise weights (section 4.3); 0 is none.
-        drop_last: Whether an incomplete last batch is left out, as in results made before it was kept.
-    """
-
-    epochs: int = 75
-    batch_size: int = 256
-    lr: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 1e-2
-    smoothing: float = 0.1
-    padding: int = 4
-    l1: float = 0.0
-    drop_last: bool = False
-
-    def steps(self, images: int) -> int:
-        """Return the steps of an epoch over that many images."""
-        whole, rest = divmod(images, self.batch_size)
-        return whole if self.drop_last else whole + bool(rest)
-
-    def __post_init__(self) -> None:
-        for name in ('epochs', 'batch_size'):
-            check_count(name, getattr(self, name))
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f'`lr` must be a positive number, got {self.lr!r}')
-        if not 0 <= self.l1 < math.inf:
-            raise ValueError(f'`l1` must be 0 or a positive number, got {self.l1!r}')
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What is trained: a model by name and arguments, the seed of its training (filters have their own), the recipe."""
-
-    model: str
-    model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    seed: int = 0
-    recipe: Recipe = dataclasses.field(default_factory=Recipe)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f'`seed` must be an integer in [0, 2**32), got {self.seed!r}')
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """How a run uses its device; `best_for` chooses."""
-
-    amp: bool = False
-    channels_last: bool = False
-    compile: bool = False
-
-    @classmethod
-    def best_for(cls, device: torch.device) -> 'Speed':
-        """Return channels_last, and on a GPU also bfloat16 autocast and CUDA graphs."""
-        return cls(amp=device.type == 'cuda', channels_last=True, compile=device.type == 'cuda')
 
 
 def train(
@@ -148,38 +77,61 @@ def train(
             take them.
         OutOfTime: If another epoch would end after `deadline`.
     """
-    recipe, speed = run.recipe, speed or Speed.best_for(device)
-    steps = recipe.steps(len(images.train))
-    if not steps:
-        raise ValueError(f'`batch_size` {recipe.batch_size} must not exceed the {len(images.train)} training images')
+    speed = speed or Speed.best_for(device)
+    if not run.recipe.steps(len(images.train)):
+        size = run.recipe.batch_size
+        raise ValueError(f'`batch_size` {size} must not exceed the {len(images.train)} training images')
     model, optimizer = _create(run, images, device, speed)
     claim(directory, run, images, device, speed)
     start = _resume(directory, model, optimizer, speed)
-    if start < recipe.epochs:
-        images = images.map(lambda tensor: tensor.to(device))
-        # two graphs, for steps and for validation: their sizes differ, which else would make one of variable size
-        trained = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
-        saved, fastest = time.monotonic(), math.inf
-        with (
-            torch.random.fork_rng(),
-            tqdm(total=recipe.epochs * steps, initial=start * steps, unit='step', disable=None) as bar,
-        ):
-            for epoch in range(start, recipe.epochs):
-                bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{recipe.epochs}')
-                started = time.monotonic()
-                line = _train_epoch(trained, optimizer, run, images, epoch, speed, bar)
-                line.update(evaluate(trained, images, speed), seconds=round(time.monotonic() - started, 3))
-                bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
-                append_line(directory / METRICS, line)
-                fastest = min(fastest, line['seconds'])  # the first epoch may compile
-                is_last, is_late = epoch + 1 == recipe.epochs, time.monotonic() + fastest > deadline
-                if is_last or is_late or time.monotonic() > saved + SAVE_SECONDS:
-                    _save_state(directory, model, optimizer, epoch + 1)
-                    saved = time.monotonic()
-                if is_late and not is_last:
-                    raise OutOfTime
+    if start < run.recipe.epochs:
+        with torch.random.fork_rng():
+            images = images.map(lambda tensor: tensor.to(device))
+            _train_epochs(model, optimizer, run, images, directory, speed, start, deadline)
     save_pretrained(model, directory)
     return float(read_lines(directory / METRICS)[-1]['accuracy'])
+
+
+def _train_epochs(
+    model: nn.Module,
+    optimizer: Any,
+    run: Run,
+    images: Images,
+    directory: Path,
+    speed: Speed,
+    start: int,
+    deadline: float,
+) -> None:
+    """Train from epoch `start` on; each leaves a line of metrics, and every few seconds a state."""
+    epochs, steps = run.recipe.epochs, run.recipe.steps(len(images.train))
+    # two graphs, for steps and for validation: their sizes differ, which else would make one of variable size
+    trained = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
+    saved, fastest = time.monotonic(), math.inf
+    with tqdm(total=epochs * steps, initial=start * steps, unit='step', disable=None) as bar:
+        for epoch in range(start, epochs):
+            started = time.monotonic()
+            bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{epochs}')
+            line = _train_epoch(trained, optimizer, run, images, epoch, speed, bar)
+            line.update(evaluate(trained, images, speed), seconds=round(time.monotonic() - started, 3))
+            append_line(directory / METRICS, line)
+            _show(line, run, bar)
+            fastest = min(fastest, line['seconds'])  # the first epoch may compile
+            is_last, is_late = epoch + 1 == epochs, time.monotonic() + fastest > deadline
+            if is_last or is_late or time.monotonic() > saved + SAVE_SECONDS:
+                _save_state(directory, model, optimizer, epoch + 1)
+                saved = time.monotonic()
+            if is_late and not is_last:
+                raise OutOfTime
+
+
+def _show(line: dict[str, Any], run: Run, bar: tqdm) -> None:
+    """Show an epoch's accuracy in the bar, or as a line where there is none, as in a log file."""
+    bar.set_postfix(accuracy=f'{line["accuracy"]:.2f}%')
+    if bar.disable:
+        place = f'{run.model} seed {run.seed} epoch {line["epoch"]}/{run.recipe.epochs}'
+        print(
+            f'{place}: loss {line["loss"]:.4f}, accuracy {line["accuracy"]:.2f} %, {line["seconds"]:.0f} s', flush=True
+        )
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
