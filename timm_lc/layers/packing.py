@@ -1,7 +1,7 @@
 """Pruned pointwise weights as a bit mask and the values that are left (section 4.3).
 
 In a file `NAME.weight` of n values becomes `NAME.weight.mask`, ceil(n / 8) bytes, the first value in the lowest bit,
-and `NAME.weight.values`, those whose bit is set, in order. What `accept_packed` has prepared loads both forms.
+and `NAME.weight.values`, those whose bit is set, in order. What `add_unpacking` has prepared loads both forms.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from timm_lc.layers.frozen import remove_hook
 from timm_lc.spatial import is_pointwise, pointwise_convolutions
 
-__all__ = ['accept_packed', 'pack_pointwise', 'refuse_packed']
+__all__ = ['add_unpacking', 'pack_pointwise', 'remove_unpacking']
 
 _MASK, _VALUES = 'weight.mask', 'weight.values'
 
@@ -33,7 +33,7 @@ def pack_pointwise(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str,
     return packed
 
 
-def accept_packed(model: nn.Module) -> nn.Module:
+def add_unpacking(model: nn.Module) -> nn.Module:
     """Let all pointwise convolutions load packed weights, in place; return `model`."""
     for module in model.modules():
         if is_pointwise(module):
@@ -41,7 +41,7 @@ def accept_packed(model: nn.Module) -> nn.Module:
     return model
 
 
-def refuse_packed(model: nn.Module) -> nn.Module:
+def remove_unpacking(model: nn.Module) -> nn.Module:
     """Let `model` load whole weights only, in place, as a stock network does; return it."""
     for module in model.modules():
         remove_hook(module._load_state_dict_pre_hooks, _unpack)

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_lc._timm import describe_as, name_local_weights, record_arguments
 from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convolution
-from timm_lc.layers.packing import accept_packed
+from timm_lc.layers.packing import add_unpacking
 from timm_lc.layers.shared import is_shared
 from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions
 
@@ -47,7 +47,7 @@ def build(
     options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
-    model = accept_packed(options.apply(create_base(pretrained_cfg=cfg, **kwargs)))
+    model = add_unpacking(options.apply(create_base(pretrained_cfg=cfg, **kwargs)))
     describe_as(model, name, _learnable_stem(model, first_conv))
     if pretrained:
         classes, channels = getattr(model, 'num_classes', 0), kwargs.get('in_chans', 3)

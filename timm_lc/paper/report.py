@@ -9,7 +9,7 @@ from typing import Any
 from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.plots import require_plots, svg
 from timm_lc.paper.results import RUNS, Results, settings
-from timm_lc.paper.sections import Section, facts, make_section, write_section
+from timm_lc.paper.sections import Section, make_section, provenance, write_section
 from timm_lc.paper.tables import markdown
 from timm_lc.training.files import write_text
 
@@ -80,11 +80,11 @@ def _markdown(sections: Sequence[Section]) -> str:
     linked = [
         [f'[{name}](#{_anchor(section.title)})', *row] for (name, *row), section in zip(rows, sections, strict=True)
     ]
-    of_all = _facts(sections)
+    of_all = _provenance(sections)
     lines = [f'# {TITLE}', '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all), '']
     lines.append(markdown([header, *linked]))
     for section in sections:
-        own = [f'- {name}: {text}' for name, text in _facts([section]) if (name, text) not in of_all]
+        own = [f'- {name}: {text}' for name, text in _provenance([section]) if (name, text) not in of_all]
         lines += ['', f'## {section.title}', *([''] if own else []), *own]
         if section.figure is not None:
             lines += ['', f'![{section.title}]({_picture(section)})']
@@ -92,8 +92,8 @@ def _markdown(sections: Sequence[Section]) -> str:
     return '\n'.join([*lines, ''])
 
 
-def _facts(sections: Sequence[Section]) -> list[tuple[str, str]]:
-    return facts(line for section in sections for line in section.lines)
+def _provenance(sections: Sequence[Section]) -> list[tuple[str, str]]:
+    return provenance(line for section in sections for line in section.lines)
 
 
 def _picture(section: Section) -> str:

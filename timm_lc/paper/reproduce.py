@@ -12,7 +12,7 @@ from timm_lc.paper.imagenet import collect_runs, write_commands
 from timm_lc.paper.measures import UNTRAINED
 from timm_lc.paper.planning import Job, Options, chosen, open_results, plan
 from timm_lc.paper.results import Line, Results, setting_of, settings
-from timm_lc.paper.runs import describe_run, measure_run, run_facts, train_once
+from timm_lc.paper.runs import describe_run, measure_run, read_run, train_once
 from timm_lc.paper.sections import make_section, write_section
 from timm_lc.training.data import Images, load_images
 from timm_lc.training.parallel import in_parallel
@@ -66,7 +66,7 @@ def _finish(job: Job, images: Images, options: Options, deadline: float) -> list
         train_once(job.run, images, job.directory, options.device, options.speed, deadline=deadline)
     except OutOfTime:
         return []
-    facts = run_facts(job.directory)
+    facts = read_run(job.directory)
     run = {**facts['run'], 'limit': options.limit}
     lines = []
     for experiment, variant in job.points:

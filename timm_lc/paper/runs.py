@@ -24,7 +24,7 @@ from timm_lc.training.recipe import Run, Speed
 from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
-__all__ = ['describe_run', 'folder_of', 'known_values', 'measure_run', 'run_facts', 'train_once']
+__all__ = ['describe_run', 'folder_of', 'known_values', 'measure_run', 'read_run', 'train_once']
 
 VALUES = 'values.json'
 
@@ -48,7 +48,7 @@ def known_values(directory: Path) -> dict[str, Any]:
     return read_json(directory / VALUES)
 
 
-def run_facts(directory: Path) -> dict[str, Any]:
+def read_run(directory: Path) -> dict[str, Any]:
     """Return what a run is and where it was trained: the keys `run` and `where`."""
     return read_json(directory / RUN)
 

@@ -13,7 +13,7 @@ from timm_lc.paper.tables import markdown, table
 from timm_lc.training.files import write_text
 from timm_lc.training.recipe import Recipe
 
-__all__ = ['Section', 'facts', 'make_section', 'write_section']
+__all__ = ['Section', 'make_section', 'provenance', 'write_section']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_section(experiment: Experiment, lines: Sequence[Line], setting: str) ->
 def write_section(section: Section, output: Path) -> Path:
     """Write `table.md`, which is returned, and the figure as PNG and SVG, below `output` / id."""
     name = section.experiment.id
-    made = [f'- {fact}: {text}' for fact, text in facts(section.lines)] or ['Nothing of ours is measured yet.']
+    made = [f'- {fact}: {text}' for fact, text in provenance(section.lines)] or ['Nothing of ours is measured yet.']
     text = [f'# {section.title}', '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
     write_text(output / name / 'table.md', '\n'.join(text))
     if section.figure is not None:
@@ -74,7 +74,7 @@ def write_section(section: Section, output: Path) -> Path:
     return output / name / 'table.md'
 
 
-def facts(lines: Iterable[Line]) -> list[tuple[str, str]]:
+def provenance(lines: Iterable[Line]) -> list[tuple[str, str]]:
     """Return (name, text) of what results were made with: every recipe, data set, device and version among them."""
     lines = list(lines)
     trained = [line.run for line in lines if line.is_trained]

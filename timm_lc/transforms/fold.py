@@ -11,7 +11,7 @@ from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
-from timm_lc.layers.packing import refuse_packed
+from timm_lc.layers.packing import remove_unpacking
 from timm_lc.naming import architecture_of, has_lc_name, is_stock, stock_name
 from timm_lc.transforms.adapt import release_base
 from timm_lc.transforms.combine import replace_modules
@@ -50,7 +50,7 @@ def fold(model: nn.Module) -> nn.Module:
             unseed_convolution(module)
     vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
     _name_plain(folded)
-    return refuse_packed(folded)
+    return remove_unpacking(folded)
 
 
 def _name_plain(model: nn.Module) -> None:
