@@ -216,7 +216,7 @@ def test_several_jobs_make_the_same_figure(reproduce, capsys):
 def test_runs_stop_when_the_time_is_up(reproduce, capsys):
     results = reproduce('fig1', '--runs', '1', '--values', '1', '--max-minutes', '0')
     assert not (results / 'fig1' / 'runs.jsonl').exists()
-    assert 'stopped when the time was up' in capsys.readouterr().out
+    assert 'not finished: the time was up' in capsys.readouterr().out
     assert len(lines(reproduce('fig1', '--runs', '1', '--values', '1') / 'fig1')) == 3
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,11 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='X,X,...',
         help='only points of these places on the axis, as 1,4,8,32',
     )
+    parser.add_argument('--shard', type=_shard, default=(1, 1), metavar='I/N', help='the I-th of N parts of the runs')
+    parser.add_argument('--max-minutes', type=float, default=math.inf, metavar='M', help='stop then, to go on later')
+    parser.add_argument(
+        '--queue', type=Path, metavar='FILE', help='do each line of FILE in order: IDs and arguments, as given here'
+    )
+    _add_folders(parser)
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--train-dirs', type=Path, nargs='*', default=[], help="folders of train.py's runs on ImageNet (table2, fig17)"
     )
-    parser.add_argument('--shard', type=_shard, default=(1, 1), metavar='I/N', help='the I-th of N parts of the runs')
-    parser.add_argument('--max-minutes', type=float, default=math.inf, metavar='M', help='stop then, to go on later')
+    parser.add_argument(
+        '--adopt', type=Path, nargs='*', default=[], metavar='DIR', help='take over runs of `timm-lc cifar` first'
+    )
     parser.add_argument(
         '--output', type=Path, default=Path('results'), help='folder of tables and figures (default: %(default)s)'
     )
@@ -46,7 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """List experiments, show what would run, or run it."""
+    """List experiments, show what would run, or run it; a queue, line by line."""
+    from timm_lc.paper.runs import adopt_runs
+
+    for folder in args.adopt:
+        _print_each(f'{folder}: {path}' for path in adopt_runs(folder, args.runs_dir, args.limit))
+    if args.queue is None:
+        _run(args)
+    elif args.experiments:
+        raise ValueError(f'give IDs or `--queue`, not both; got {" ".join(args.experiments)}')
+    else:
+        for line in _read_queue(args):
+            _run(line, wait=False)  # what another queue trains is left to it
+
+
+def _run(args: argparse.Namespace, *, wait: bool = True) -> None:
     from timm_lc.paper.catalogue import EXPERIMENTS, find
     from timm_lc.paper.planning import Options, list_experiments, list_runs
     from timm_lc.paper.plots import require_plots
@@ -58,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     names = ('runs', 'seed', 'limit', 'output', 'runs_dir', 'jobs', 'shard', 'max_minutes', 'only', 'values')
     chosen = {name: getattr(args, name) for name in names}
     options = Options(
-        args.data, **training_of(args), **chosen, train_dirs=tuple(args.train_dirs), time_networks=args.time
+        args.data, **training_of(args), **chosen, train_dirs=tuple(args.train_dirs), time_networks=args.time, wait=wait
     )
     if args.list:
         _print_each(list_experiments(experiments or list(EXPERIMENTS.values()), options))
@@ -67,7 +92,22 @@ def run(args: argparse.Namespace) -> None:
     else:
         require_plots()
         if not reproduce(experiments, options):
-            print('stopped when the time was up; the same command goes on')
+            print('not finished: the time was up, or another process trains a run; the same command goes on')
+
+
+def _read_queue(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """Return the arguments of each line, which win over those of the command; '#' begins a comment."""
+    queue = []
+    for number, text in enumerate(args.queue.read_text(encoding='utf-8').splitlines(), 1):
+        words = shlex.split(text, comments=True)
+        given = argparse.Namespace(**{**vars(args), 'queue': None, 'adopt': []})
+        try:
+            queue += [args.subparser.parse_args(words, given)] if words else []
+        except SystemExit as error:
+            raise ValueError(f'`--queue` {args.queue}: line {number} is not understood: {text}') from error
+        if given.queue or given.adopt or (words and not given.experiments):
+            raise ValueError(f'`--queue` {args.queue}: line {number} must hold IDs and arguments, got {text}')
+    return queue
 
 
 def _print_each(lines: Iterable[str]) -> None:

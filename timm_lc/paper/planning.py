@@ -41,6 +41,7 @@ class Options:
         only: Regular expression that names of variants must match.
         values: The x values to keep, as text; () is all.
         train_dirs: Folders of train.py's runs on ImageNet.
+        wait: Whether to wait for a run that another process trains; else it is left to it.
         time_networks: Whether an estimate times networks that were not trained here yet.
     """
 
@@ -59,6 +60,7 @@ class Options:
     only: str = ''
     values: tuple[str, ...] = ()
     train_dirs: tuple[Path, ...] = ()
+    wait: bool = True
     time_networks: bool = False
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Make figures and tables: train what is missing, measure, write results (`timm-lc reproduce`)."""
 
+import functools
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def _finish_all(jobs: Sequence[Job], results: Mapping[str, Results], options: Op
     """Train and measure what is missing, and write each result as it comes."""
     number = itertools.count(1)
     for data in dict.fromkeys(job.content['data'] for job in jobs):
-        images = load_images(options.data if data == options.data_name else data, limit=options.limit)
+        images = _images(options.data if data == options.data_name else data, options.limit)
         for known in results.values():
             known.check_images(images, options.limit)
         tasks = [(job, images, options, deadline) for job in jobs if job.content['data'] == data]
@@ -58,20 +59,28 @@ def _finish_all(jobs: Sequence[Job], results: Mapping[str, Results], options: Op
                 _report(name, line, progress)
 
 
+@functools.lru_cache(maxsize=1)
+def _images(data: str, limit: int | None) -> Images:
+    """Read a set once for all lines of a queue."""
+    return load_images(data, limit=limit)
+
+
 def _finish(job: Job, images: Images, options: Options, deadline: float) -> list[tuple[str, Line]]:
     """Train if need be, measure, and return (experiment, line) for each point; none if the time is up."""
     if time.monotonic() > deadline:
         return []
     try:
-        train_once(job.run, images, job.directory, options.device, options.speed, deadline=deadline)
+        trained = train_once(
+            job.run, images, job.directory, options.device, options.speed, deadline=deadline, wait=options.wait
+        )
     except OutOfTime:
         return []
     facts = read_run(job.directory)
-    run = {**facts['run'], 'limit': options.limit}
+    run, where = {**facts['run'], 'limit': options.limit}, {**facts['where'], 'seconds': trained['seconds']}
     lines = []
     for experiment, variant in job.points:
         values = measure_run(job.directory, experiment.measures, images, options.device, variant.amount)
-        lines.append((experiment.id, Line.of(variant, run, facts['where'], values)))
+        lines.append((experiment.id, Line.of(variant, run, where, values)))
     return lines
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from timm_lc.training.recipe import Run, Speed
 from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
-__all__ = ['describe_run', 'folder_of', 'known_values', 'measure_run', 'read_run', 'train_once']
+__all__ = ['adopt_runs', 'describe_run', 'folder_of', 'known_values', 'measure_run', 'read_run', 'train_once']
 
 VALUES = 'values.json'
 
@@ -61,14 +62,15 @@ def train_once(
     speed: Speed | None = None,
     *,
     deadline: float = math.inf,
+    wait: bool = True,
 ) -> dict[str, Any]:
     """Train, unless the run is finished; return its values. Arguments and errors are those of `train`.
 
-    While another process trains the run, this one waits.
+    While another process trains the run, this one waits, or with `wait=False` raises `OutOfTime`.
     """
     speed = speed or Speed.best_for(device)
     try:
-        with lock(directory, deadline):
+        with lock(directory, deadline if wait else 0.0):
             values = known_values(directory)
             if values:
                 claim(directory, run, images, device, speed)
@@ -83,6 +85,30 @@ def train_once(
             return values
     except Timeout as error:
         raise OutOfTime from error
+
+
+def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
+    """Copy runs of `timm-lc cifar`, finished or not, to where `reproduce` looks for them; return their new folders.
+
+    Args:
+        source: Folder below which they are; it stays as it is.
+        runs_dir: Folder of trained networks. What it has already of a run stays, unless `source` has trained longer.
+        limit: `--limit` that they were trained with, which they do not tell.
+
+    Raises:
+        ValueError: If there is none below `source`.
+    """
+    found = sorted(path.parent for path in source.rglob(RUN))
+    if not found:
+        raise ValueError(f'`--adopt` {source}: no {RUN} of `timm-lc cifar` below it')
+    folders = []
+    for folder in found:
+        run = {key: value for key, value in read_run(folder)['run'].items() if key not in ('images', 'checksum')}
+        folders.append(runs_dir / folder_of({**run, 'limit': limit}))
+        with lock(folders[-1]):
+            if len(read_lines(folder / METRICS)) > len(read_lines(folders[-1] / METRICS)):
+                shutil.copytree(folder, folders[-1], dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.partial'))
+    return folders
 
 
 def measure_run(

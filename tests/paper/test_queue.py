@@ -1,0 +1,156 @@
+"""A queue of runs: in order, resumable after a kill, shared by two processes; runs that are adopted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from timm_lc.cli import main
+from timm_lc.paper import runs
+from timm_lc.training.files import lock
+
+COMMON = ['--data', 'images', '--epochs', '2', '--batch-size', '8', '--device', 'cpu']
+QUEUE = """
+# the plain network first: one run, all places
+fig1 --only plain --values 1,2 --runs 1
+v2-fig4a --only plain --values 1 --runs 1   # the same run
+fig1 --only frozen --values 1 --runs 1
+"""
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """Return a function that does the queue on tiny images in an empty folder; it returns the status."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for split, count in (('train', 8), ('validation', 4)):
+        for label in range(2):
+            folder = tmp_path / 'images' / split / f'class{label}'
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 128, (8, 8, 3)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
+    (tmp_path / 'queue.txt').write_text(QUEUE)
+    return lambda *arguments: main(['reproduce', '--queue', 'queue.txt', *COMMON, *arguments])
+
+
+def measured(tmp_path, name):
+    path = tmp_path / 'results' / name / 'runs.jsonl'
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def folders(tmp_path):
+    return sorted(path.parent for path in (tmp_path / 'output/runs').glob('*/run.json'))
+
+
+def test_queue_trains_each_run_once_in_order(queue, tmp_path):
+    assert queue() == 0
+    assert [(line['series'], line['x']) for line in measured(tmp_path, 'fig1')] == [
+        ('plain', 1), ('plain', 2), ('frozen random', 1),
+    ]  # fmt: skip
+    assert [line['series'] for line in measured(tmp_path, 'v2-fig4a')] == ['plain']
+    plain, frozen = folders(tmp_path)
+    assert plain.name.startswith('lc_lowres_resnet20-seed0-')
+    assert frozen.name.startswith('lc_resnet20_16x1-seed0-')
+    epochs = [json.loads(line)['seconds'] for line in (plain / 'metrics.jsonl').read_text().splitlines()]
+    assert measured(tmp_path, 'fig1')[0]['where']['seconds'] == pytest.approx(sum(epochs), abs=0.06)
+
+
+def test_killed_queue_goes_on_to_the_bit(queue, tmp_path, capsys):
+    script = (
+        'import os, signal, sys, torch; from timm_lc.cli import main; from timm_lc.training import trainer\n'
+        'torch.set_num_threads(1)\n'
+        'trainer.SAVE_SECONDS, rate = 0, trainer.learning_rate\n'
+        'def killed(recipe, step, steps):\n'
+        '    return os.kill(os.getpid(), signal.SIGKILL) if step == 3 else rate(recipe, step, steps)\n'
+        'trainer.learning_rate = killed; main(sys.argv[1:])'
+    )
+    command = [sys.executable, '-c', script, 'reproduce', '--queue', 'queue.txt', *COMMON]
+    assert subprocess.run(command, capture_output=True, env=os.environ).returncode == -signal.SIGKILL
+    (folder,) = folders(tmp_path)
+    assert (folder / 'state.pt').exists()
+    assert not measured(tmp_path, 'fig1')
+    assert queue() == 0
+    assert queue('--runs-dir', 'whole', '--output', 'other') == 0
+    whole = load_file(tmp_path / 'whole' / folder.name / 'model.safetensors')
+    resumed = load_file(folder / 'model.safetensors')
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_second_queue_takes_other_runs(queue, tmp_path, capsys):
+    assert queue('--dry-run') == 0
+    plain, *_ = (line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith('missing  '))
+    with lock(tmp_path / 'output/runs' / plain):  # as the first queue holds it
+        assert queue() == 0
+    assert {line['series'] for line in measured(tmp_path, 'fig1')} == {'frozen random'}
+    assert 'another process trains a run' in capsys.readouterr().out
+    assert queue() == 0
+    assert {line['series'] for line in measured(tmp_path, 'fig1')} == {'frozen random', 'plain'}
+
+
+def test_runs_of_the_cifar_command_are_adopted(queue, tmp_path, monkeypatch, capsys):
+    model = ['--model', 'lc_lowres_resnet20', '--model-kwargs', 'freeze_spatial=False']
+    assert main(['cifar', *model, *COMMON, '--output', 'elsewhere']) == 0
+    monkeypatch.setattr(runs, 'train', None)  # from here on nothing is trained
+    (tmp_path / 'queue.txt').write_text('fig1 --only plain --values 1,2 --runs 1')
+    assert queue('--adopt', 'elsewhere') == 0
+    values = json.loads((tmp_path / 'elsewhere/seed0/values.json').read_text())
+    assert [line['values']['accuracy'] for line in measured(tmp_path, 'fig1')] == [values['accuracy']] * 2
+    assert 'elsewhere: output/runs/lc_lowres_resnet20-seed0-' in capsys.readouterr().out
+    (folder,) = folders(tmp_path)
+    assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 2
+    shutil.rmtree(tmp_path / 'elsewhere/seed0')
+    with pytest.raises(SystemExit, match='2'):
+        queue('--adopt', 'elsewhere')
+    assert '`--adopt` elsewhere: no run.json of `timm-lc cifar` below it' in capsys.readouterr().err
+
+
+def test_unfinished_run_is_adopted_and_goes_on(queue, tmp_path, capsys):
+    model = ['--model', 'lc_lowres_resnet20', '--model-kwargs', 'freeze_spatial=False']
+    script = (
+        'import sys; from timm_lc.cli import main; from timm_lc.training import trainer\n'
+        'trainer.SAVE_SECONDS, rate = 0, trainer.learning_rate\n'
+        'def stop(recipe, step, steps):\n'
+        '    if step == 2: sys.exit(9)\n'
+        '    return rate(recipe, step, steps)\n'
+        'trainer.learning_rate = stop; main(sys.argv[1:])'
+    )
+    command = [sys.executable, '-c', script, 'cifar', *model, *COMMON, '--output', 'elsewhere']
+    assert subprocess.run(command, capture_output=True).returncode == 9
+    (tmp_path / 'queue.txt').write_text('fig1 --only plain --values 1 --runs 1')
+    assert queue('--adopt', 'elsewhere', '--dry-run') == 0
+    assert 'interrupted lc_lowres_resnet20-seed0-' in capsys.readouterr().out
+    first = (tmp_path / 'elsewhere/seed0/metrics.jsonl').read_text()
+    assert queue() == 0
+    (folder,) = folders(tmp_path)
+    assert (folder / 'metrics.jsonl').read_text().startswith(first)  # with the seconds of its first epoch
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('fig1\nfig2 --nonsense 1', 'line 2 is not understood: fig2 --nonsense 1'),
+        ('--runs 1', 'line 1 must hold IDs and arguments, got --runs 1'),
+        ('fig1 --queue other', 'line 1 must hold IDs and arguments'),
+        ('fig99', "unknown experiment 'fig99'"),
+    ],
+)
+def test_bad_line_is_named(queue, tmp_path, text, message, capsys):
+    (tmp_path / 'queue.txt').write_text(text)
+    with pytest.raises(SystemExit, match='2'):
+        queue()
+    assert message in capsys.readouterr().err
+
+
+def test_experiments_beside_a_queue_are_refused(queue, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        queue('fig1')
+    assert 'give IDs or `--queue`, not both; got fig1' in capsys.readouterr().err
