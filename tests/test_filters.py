@@ -1,5 +1,6 @@
 """The generator, version 1, and the record."""
 
+import itertools
 import math
 import random
 import zlib
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from timm_lc.filters import KEPT, RECORD_BITS, FilterRecord, check_seed, fingerprint, layer_stream, random_values
+from timm_lc.filters import (
+    KEPT,
+    RECORD_BITS,
+    RECORD_DIGITS,
+    FilterRecord,
+    check_seed,
+    fingerprint,
+    layer_stream,
+    random_values,
+)
 
 KNOWN = [
     (0, 0, (-0.930516, -0.976906, 0.223900, -0.516902), 0xBADCCB),
@@ -116,7 +126,7 @@ def test_fingerprint_is_the_crc_of_the_bytes_in_c_order():
 
 
 @pytest.mark.parametrize('record', RECORDS)
-@pytest.mark.parametrize('dtype', [bool, np.float32, np.int64])
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64, np.int64, np.uint8])
 def test_record_survives_the_round_trip(record, dtype):
     decoded, crc = FilterRecord.decode(record.encode(None).astype(dtype))
     assert (decoded, crc) == (record, 0)
@@ -128,26 +138,62 @@ def test_record_holds_the_fingerprint_of_its_filters():
     assert FilterRecord.decode(record.encode(filters)) == (record, zlib.crc32(filters.tobytes()))
 
 
-def test_every_flipped_bit_of_a_record_raises():
-    bits = FilterRecord((4, 3, 3, 3), seed=5, stream=6, gain=2.0).encode(None)
-    for position in range(len(bits)):
+def bits_of(record):
+    """Return the record as files held it before: a number in {0, 1} for each bit, the highest of a byte first."""
+    packed = bytes.fromhex(''.join(f'{int(digit):x}' for digit in record.encode(None)))
+    return np.array([byte >> place & 1 for byte in packed for place in range(7, -1, -1)])
+
+
+@pytest.mark.parametrize('record', RECORDS)
+@pytest.mark.parametrize('dtype', [bool, np.float32, np.int64])
+def test_record_is_read_from_bits_for_ever(record, dtype):
+    assert bits_of(record).shape == (RECORD_BITS,) == (352,)
+    assert FilterRecord.decode(bits_of(record).astype(dtype)) == (record, 0)
+
+
+def test_record_of_digits_is_as_large_as_that_of_bits():
+    digits = FilterRecord((4, 3, 3, 3)).encode(None)
+    assert (digits.dtype, digits.nbytes) == (np.float32, bits_of(FilterRecord((4, 3, 3, 3))).astype(bool).nbytes)
+
+
+@pytest.mark.parametrize('noise', [1e-7, 1e-3, 0.01])
+def test_record_survives_rounding(noise):
+    record = FilterRecord((4, 3, 3, 3), seed=2**32 - 1, stream=6, gain=2.0)
+    for sign in (1, -1):
+        assert FilterRecord.decode(record.encode(None) * np.float32(1 + sign * noise)) == (record, 0)
+
+
+def test_every_other_digit_of_a_record_raises():
+    record = FilterRecord((4, 3, 3, 3), seed=5, stream=6, gain=2.0)
+    digits, bits = record.encode(None), bits_of(record)
+    for position, other in itertools.product(range(RECORD_DIGITS), range(1, 16)):
+        damaged = digits.copy()
+        damaged[position] = (damaged[position] + other) % 16
+        with pytest.raises(ValueError, match='damaged filter record: its checksum does not match'):
+            FilterRecord.decode(damaged)
+    for position in range(RECORD_BITS):
         damaged = bits.copy()
-        damaged[position] ^= True
+        damaged[position] ^= 1
         with pytest.raises(ValueError, match='damaged filter record: its checksum does not match'):
             FilterRecord.decode(damaged)
 
 
 @pytest.mark.parametrize(
-    'bits', [np.zeros(3), np.zeros((2, 2)), np.zeros(384), np.full(RECORD_BITS, 0.5), np.full(RECORD_BITS, 2)]
+    'digits',
+    [
+        *(np.zeros(shape) for shape in (0, 3, (2, 2), 384)),
+        *(np.full(RECORD_BITS, value) for value in (0.5, 2, -1)),
+        *(np.full(RECORD_DIGITS, value) for value in (0.5, 16, -1, math.nan, math.inf)),
+    ],
 )
-def test_record_refuses_what_are_not_its_bits(bits):
-    with pytest.raises(ValueError, match=r'damaged filter record: expected \d+ bits'):
-        FilterRecord.decode(bits)
+def test_record_refuses_what_are_not_its_digits(digits):
+    with pytest.raises(ValueError, match=r'damaged filter record: expected 88 digits'):
+        FilterRecord.decode(digits)
 
 
 @pytest.mark.parametrize(('byte', 'value'), [(0, 0), (0, 2), (1, 9), (2, 1)])
 def test_record_of_an_unknown_generator_raises(byte, value):
-    packed = bytearray(np.packbits(FilterRecord((4, 3, 3, 3)).encode(None)).tobytes())
+    packed = bytearray(np.packbits(bits_of(FilterRecord((4, 3, 3, 3)))).tobytes())
     packed[byte] = value
     packed[-4:] = zlib.crc32(packed[:-4]).to_bytes(4, 'little')
     bits = np.unpackbits(np.frombuffer(packed, np.uint8))

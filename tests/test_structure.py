@@ -11,7 +11,7 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout: a folder imports only from those above it, a file only from files above it in its folder
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
-    'layers': ['shared', 'frozen', 'packing', 'lc_conv', 'lc_pair', 'held', 'adapter'],
+    'layers': ['shared', 'recorded', 'changes', 'frozen', 'verify', 'packing', 'lc_conv', 'lc_pair', 'held', 'adapter'],
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'prune', 'options', 'fold'],
     'analysis': [
@@ -83,6 +83,7 @@ def test_public_names_are_these():
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
         'describe', 'add_adapters', 'remove_adapters', 'prune_pointwise', 'save_pretrained', 'push_to_hub',
+        'verify',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules

@@ -10,6 +10,7 @@ from .analysis.description import describe as describe
 from .checkpoints.checkpoint import save_pretrained as save_pretrained
 from .checkpoints.hub import push_to_hub as push_to_hub
 from .layers.lc_conv import LCConv2d as LCConv2d
+from .layers.verify import verify as verify
 from .transforms.adapt import add_adapters as add_adapters
 from .transforms.adapt import remove_adapters as remove_adapters
 from .transforms.combine import add_linear_combinations as add_linear_combinations
@@ -22,5 +23,5 @@ __version__ = '0.1.0'
 
 __all__ = [
     'LCConv2d', 'add_adapters', 'add_linear_combinations', 'count_parameters', 'describe', 'fold', 'freeze_spatial',
-    'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_pretrained', 'share_weights',
+    'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_pretrained', 'share_weights', 'verify',
 ]  # fmt: skip

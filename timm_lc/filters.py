@@ -36,6 +36,7 @@ FILTER_SETS = {'uniform': UNIFORM, 'orthogonal': ORTHOGONAL, 'expected': EXPECTE
 # version, filter set, groups - 1, seed, stream, period, shape, gain, CRC-32 of the filters; then the CRC-32 of these
 _LAYOUT = struct.Struct('<BBHIIIIIHHdI')
 _CHECKSUM = struct.Struct('<I')
+_ROUNDING = 0.25
 
 
 def check_gain(gain: float) -> float:
@@ -135,24 +136,29 @@ class FilterRecord:
         return np.swapaxes(np.float32(columns * (self.gain * math.sqrt(rows / (3 * fan)))), 1, 2)
 
     def encode(self, filters: np.ndarray | None) -> np.ndarray:
-        """Return the record as bits, bool (RECORD_BITS,), with the fingerprint of `filters` (0 for kept ones)."""
+        """Return the record as digits, float32 (RECORD_DIGITS,), with the fingerprint of `filters` (0 for kept ones).
+
+        Each is an integer in [0, 15]: half precision holds it, and averages, moving averages and differences of whole
+        state dicts leave at most rounding, which `decode` takes away.
+        """
         crc = 0 if filters is None else fingerprint(filters)
         packed = _LAYOUT.pack(
             VERSION, self.filter_set, self.groups - 1, self.seed, self.stream, self.period, *self.shape, self.gain, crc
         )
         packed += _CHECKSUM.pack(zlib.crc32(packed))
-        return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(bool)
+        values = np.frombuffer(packed, np.uint8)
+        return np.stack([values >> 4, values & 15], 1).reshape(-1).astype(np.float32)
 
     @classmethod
-    def decode(cls, bits: np.ndarray) -> tuple['FilterRecord', int]:
-        """Read a record and its fingerprint back from bits, which may have been cast to another number type.
+    def decode(cls, digits: np.ndarray) -> tuple['FilterRecord', int]:
+        """Read a record and its fingerprint back from digits, or from the bits that files held before them.
+
+        They may have been cast to another number type, and rounded: the checksum tells whether the record is whole.
 
         Raises:
             ValueError: If the record is damaged or a newer generator wrote it.
         """
-        if bits.shape != (RECORD_BITS,) or not np.isin(bits, (0, 1)).all():
-            raise ValueError(f'damaged filter record: expected {RECORD_BITS} bits, got {bits.dtype} {bits.shape}')
-        packed = np.packbits(bits.astype(bool)).tobytes()
+        packed = _packed(digits)
         body, (checksum,) = packed[: _LAYOUT.size], _CHECKSUM.unpack(packed[_LAYOUT.size :])
         if zlib.crc32(body) != checksum:
             raise ValueError('damaged filter record: its checksum does not match')
@@ -168,3 +174,18 @@ class FilterRecord:
 
 
 RECORD_BITS = 8 * (_LAYOUT.size + _CHECKSUM.size)
+RECORD_DIGITS = RECORD_BITS // 4
+
+
+def _packed(digits: np.ndarray) -> bytes:
+    """Return the bytes of a record from its digits or bits."""
+    largest = {(RECORD_DIGITS,): 15, (RECORD_BITS,): 1}.get(digits.shape, 0)
+    given = np.nan_to_num(digits.astype(np.float64), nan=-1, posinf=-1, neginf=-1)
+    values = np.rint(given)
+    # what is further from an integer than rounding goes was none
+    is_whole = (np.abs(given - values) < _ROUNDING) & (values >= 0) & (values <= largest)
+    if not (largest and is_whole.all()):
+        raise ValueError(f'damaged filter record: expected {RECORD_DIGITS} digits, got {digits.dtype} {digits.shape}')
+    if largest == 1:
+        return np.packbits(values.astype(bool)).tobytes()
+    return (values[::2] * 16 + values[1::2]).astype(np.uint8).tobytes()

@@ -54,7 +54,7 @@ def lively(model, seed=0):
     for name, tensor in model.state_dict().items():
         if name.endswith('running_var'):
             tensor.uniform_(0.5, 1.5, generator=generator)
-        elif tensor.ndim == 1 and tensor.is_floating_point():
+        elif tensor.ndim == 1 and tensor.is_floating_point() and not name.endswith('.record'):
             tensor.add_(torch.empty_like(tensor).uniform_(-0.1, 0.1, generator=generator))
     return model.eval()
 
@@ -203,17 +203,26 @@ def flip(path, tensor, byte=0, bit=0):
     path.write_bytes(data)
 
 
-def test_each_flipped_bit_of_a_stored_record_is_an_error_that_names_the_layer(tmp_path):
+def test_each_flipped_bit_of_a_stored_record_is_rounding_or_an_error_that_names_the_layer(tmp_path):
     model = build('lc_resnet_cifar', depth=8, width=2, expansion=1)
     tensors = load_file(save_pretrained(model, tmp_path) / 'model.safetensors')
     layer = 'layer2.0.conv1.spatial'
     record = tensors[f'{layer}.record']
-    assert record.shape == (352,)
-    for byte, bit in itertools.product(range(352), range(8)):  # a file has a byte for each bit of the record
+    assert (record.shape, record.dtype) == ((88,), torch.float32)
+    images, rounded = pictures(model), 0
+    expected = model(images)
+    for byte, bit in itertools.product(range(352), range(8)):
         damaged = record.clone()
         damaged.view(torch.uint8)[byte] ^= 1 << bit
+        if ((damaged - record).abs() < 0.25).all():  # as averages leave it
+            rounded += 1
+            model.load_state_dict({**tensors, f'{layer}.record': damaged})
+            continue
         with pytest.raises(RuntimeError, match=rf'layer `{layer}`: damaged filter record'):
             model.load_state_dict({**tensors, f'{layer}.record': damaged})
+    assert 0 < rounded < 352 * 8
+    assert torch.equal(model.state_dict()[f'{layer}.record'], record)
+    assert torch.equal(model(images), expected)
 
 
 def test_a_flipped_bit_in_any_layers_record_is_an_error_that_names_it(tmp_path):
@@ -222,7 +231,7 @@ def test_a_flipped_bit_in_any_layers_record_is_an_error_that_names_it(tmp_path):
     layers = [key.removesuffix('.record') for key in load_file(path) if key.endswith('.record')]
     assert len(layers) == 10
     for index, layer in enumerate(layers):
-        flip(path, f'{layer}.record', byte=31 * index, bit=index % 8)
+        flip(path, f'{layer}.record', byte=4 * (7 * index) + 3, bit=6)  # of an exponent
         with pytest.raises(RuntimeError, match=f'layer `{layer}`: damaged filter record'):
             through_timm(tmp_path)
         with pytest.raises(ValueError, match=f'{path}.*{layer}.record.* does not match its checksum'):
@@ -638,7 +647,10 @@ def test_distributed_networks_save_what_is_inside(tmp_path):
 @pytest.mark.parametrize(
     ('model', 'message'),
     [
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), 'must come from timm.create_model: it has no architecture'),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3)),
+            'must come from timm.create_model: a Sequential has no architecture',
+        ),
         (lambda: build(features_only=True), 'is a FeatureListNet, a part of a network: save the whole network'),
         (
             lambda: freeze_spatial(timm.create_model('test_resnet')),
@@ -792,7 +804,7 @@ def test_a_checkpoint_that_does_not_tell_its_architecture_is_an_error(tmp_path):
 def test_a_checkpoint_of_another_architecture_is_an_error(tmp_path):
     torch.save(build().state_dict(), tmp_path / 'bare.pth')
     with pytest.raises(
-        ValueError, match=r'(?s)cannot load .*bare.pth: .*layer `conv1`: the checkpoint has no filter record'
+        ValueError, match=r'(?s)cannot load .*bare.pth: .*layer `layer1.0.conv1`: .*another architecture'
     ):
         load_model(tmp_path / 'bare.pth', 'lc_resnet18')
     torch.save({'weight': 1}, tmp_path / 'plain.pth')

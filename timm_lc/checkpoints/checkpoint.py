@@ -28,6 +28,7 @@ from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.filters import VERSION
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.packing import pack_pointwise
+from timm_lc.layers.verify import verify
 from timm_lc.naming import architecture_of, has_lc_name
 
 __all__ = ['is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'train_arguments', 'weights_file']
@@ -69,6 +70,7 @@ def save_pretrained(
         >>> model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     """
     directory, model = Path(directory), unwrap_model(model)
+    verify(model)  # so that the state dict knows of filters that were overwritten behind the version counters
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
         _write_config(model, Path(staged, CONFIG), model_args)
@@ -238,9 +240,7 @@ def _check_rebuilds(model: nn.Module, directory: Path) -> None:
     with torch.device('meta'):
         rebuilt = timm.create_model(f'local-dir:{directory}').state_dict()
     saved = model.state_dict()
-    kept = {
-        f'{name}.weight' for name, module in model.named_modules() if is_frozen(module) and module.filter_record.is_kept
-    }
+    kept = {f'{name}.weight' for name, module in model.named_modules() if is_frozen(module)}
     differing = [
         key
         for key in {**saved, **rebuilt}

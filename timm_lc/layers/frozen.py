@@ -1,46 +1,36 @@
 """Frozen and shared convolutions: filters that are buffers, and the record that a checkpoint holds (section 4.3).
 
 A frozen convolution keeps its class and forward: its `weight` becomes a buffer absent from the state dict, beside a
-`record` of bits that is present. A shared one takes its `weight` from the `SharedFilters` that all of them hold.
-Loading adopts the record of the checkpoint and verifies the filters (`_load_filters`).
+`record` that is present. A shared one takes its `weight` from the `SharedFilters` that all of them hold.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from timm_lc.filters import EXPECTED, ORTHOGONAL, RECORD_BITS, FilterRecord, check_filters, fingerprint, layer_stream
+from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord, check_filters, layer_stream
+from timm_lc.layers.changes import Seen, mark_seen, save_present_filters
+from timm_lc.layers.recorded import RECORD, draw, encode, filter_shape, fit, is_frozen, read, recorded
 from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class
 
 __all__ = [
+    'adopt',
     'describe_filters',
+    'fill',
     'filter_shape',
     'freeze_convolution',
     'is_frozen',
     'named_record',
+    'refuse_unfilled',
     'remove_hook',
     'seed_convolution',
     'share_convolution',
     'thaw_convolution',
     'unseed_convolution',
 ]
-
-_RECORD = 'record'
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Return whether `module` is a frozen convolution, shared or not."""
-    return _RECORD in module._buffers
-
-
-def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Return (C_out, C_in/groups, k_h, k_w) of a convolution."""
-    k_h, k_w = conv.kernel_size
-    return conv.out_channels, conv.in_channels // conv.groups, k_h, k_w
 
 
 def describe_filters(conv: nn.Conv2d) -> str:
@@ -65,8 +55,8 @@ def named_record(conv: nn.Conv2d, name: str, seed: int, gain: float, filters: st
 def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     """Set the learnable weight of `conv` to the filters of `record`, in place; it then loads frozen checkpoints too."""
     if not conv.weight.is_meta:
-        copy_filters(conv.weight, record.filters())
-    _add_load_hook(conv)
+        copy_filters(conv.weight, torch.from_numpy(record.filters()))
+    _register_once(conv._load_state_dict_pre_hooks, conv.register_load_state_dict_pre_hook, _load_filters)
 
 
 def unseed_convolution(conv: nn.Conv2d) -> None:
@@ -103,26 +93,112 @@ def thaw_convolution(conv: nn.Conv2d) -> None:
     weight = conv.weight.detach()
     if is_shared(conv):
         leave_shared(conv)
-    for name in ('weight', _RECORD):
+    for name in ('weight', RECORD):
         conv._buffers.pop(name, None)
         conv._non_persistent_buffers_set.discard(name)
-    del conv.filter_record, conv.init_non_persistent_buffers, conv.is_unfilled, conv.extra_repr
+    for name in ('filter_record', 'is_unfilled', 'seen', *_METHODS):
+        delattr(conv, name)
+    remove_hook(conv._state_dict_hooks, save_present_filters)
+    remove_hook(conv._forward_pre_hooks, refuse_unfilled)
     unseed_convolution(conv)
     conv._parameters = {'weight': nn.Parameter(weight), **conv._parameters}
 
 
 def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor) -> None:
-    """Give `conv` its record, hook and filters, on the device of `like`."""
-    conv.register_buffer(_RECORD, torch.empty(RECORD_BITS, dtype=torch.bool, device=like.device))
-    conv.filter_record = record
-    conv.init_non_persistent_buffers = functools.partial(_fill, conv)
-    conv.extra_repr = functools.partial(_extra_repr, conv)
-    _add_load_hook(conv)
-    conv.is_unfilled = like.is_meta
+    """Give `conv` its record, hooks, methods and filters, on the device of `like`."""
+    conv.register_buffer(RECORD, encode(record, None, like))
+    conv.filter_record, conv.seen, conv.is_unfilled = record, Seen(), like.is_meta
+    for name, method in _METHODS.items():
+        setattr(conv, name, functools.partial(method, conv))
+    _register_once(conv._load_state_dict_pre_hooks, conv.register_load_state_dict_pre_hook, _load_filters)
+    _register_once(conv._state_dict_hooks, conv.register_state_dict_post_hook, save_present_filters)
     if like.is_meta:
-        conv.register_forward_pre_hook(refuse_unfilled)
+        _register_once(conv._forward_pre_hooks, conv.register_forward_pre_hook, refuse_unfilled)
     else:
-        _fill(conv)
+        fill(conv)
+
+
+def fill(conv: nn.Conv2d, filters: Tensor | None = None) -> None:
+    """Compute the filters and the digits of `conv` from its record."""
+    record = conv.filter_record
+    if not record.is_kept:
+        filters = torch.from_numpy(record.filters()) if filters is None else filters
+        if is_shared(conv):
+            conv.shared.fill()
+        else:
+            copy_filters(conv.weight, fit(filters, conv))
+    # a new tensor, because files written before may have left the older form here
+    conv.record = encode(record, filters, conv.record)
+    conv.is_unfilled = False
+    remove_hook(conv._forward_pre_hooks, refuse_unfilled)
+    mark_seen(conv)
+
+
+def adopt(conv: nn.Conv2d, record: FilterRecord, filters: Tensor | None) -> None:
+    """Give `conv` the filters of another record, None for kept ones, which are then its present weight.
+
+    Raises:
+        ValueError: If they do not fit it.
+    """
+    fitted = None if filters is None else fit(filters, conv)
+    if is_shared(conv) and record.is_shared and fitted is filters:
+        share_convolution(conv, record, conv.shared.peer(record))
+    elif fitted is None or conv.filter_record.is_kept or 'weight' not in conv._buffers:
+        freeze_convolution(conv, record)
+    else:
+        conv.filter_record = record
+        if not conv.weight.is_meta:
+            fill(conv, filters)
+
+
+def _refill(conv: nn.Conv2d) -> None:
+    """Compute what `to_empty` lost or what a loader's record says, which it has put there tensor by tensor."""
+    found = recorded(conv)
+    if found is None:
+        fill(conv)
+        return
+    record, crc = found
+    drawn = draw(record, crc)
+    if drawn is None and not conv.filter_record.is_kept:
+        raise RuntimeError('filters that were kept as they were are loaded by `load_state_dict` alone')
+    source, name = (conv.shared, 'vector') if is_shared(conv) else (conv, 'weight')
+    if getattr(source, name).is_meta and drawn is not None:
+        setattr(source, name, torch.empty_like(getattr(source, name), device=conv.record.device))
+    if record == conv.filter_record:
+        fill(conv)
+    else:
+        adopt(conv, record, None if drawn is None else torch.from_numpy(drawn))
+
+
+def _apply(conv: nn.Conv2d, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Conv2d:
+    """Move or cast `conv`, as `nn.Module._apply`; what a loader has put there counts, what `to_empty` leaves does not.
+
+    Empty memory may well hold the record of a network that is gone.
+    """
+    found = recorded(conv)
+    if found is not None and (conv.is_unfilled or found[0] != conv.filter_record):
+        _refill(conv)
+    before = conv.record
+    type(conv)._apply(conv, function, recurse)
+    if _is_lost(before, conv.record):
+        conv.record.zero_()
+        conv.is_unfilled = True
+        _register_once(conv._forward_pre_hooks, conv.register_forward_pre_hook, refuse_unfilled)
+    return conv
+
+
+def _is_lost(before: Tensor, after: Tensor) -> bool:
+    """Return whether moving a record has left nothing of it."""
+    if after is before or after.is_meta or type(after) is not Tensor:
+        return False
+    return before.is_meta or not torch.equal(before.to(after), after)
+
+
+def _reset_parameters(conv: nn.Conv2d) -> None:
+    """Draw the bias anew, as `nn.Conv2d.reset_parameters`, and leave the filters as they are."""
+    if conv.bias is not None:
+        bound = (conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]) ** -0.5
+        nn.init.uniform_(conv.bias, -bound, bound)
 
 
 def _extra_repr(conv: nn.Conv2d) -> str:
@@ -130,46 +206,29 @@ def _extra_repr(conv: nn.Conv2d) -> str:
     return f'{type(conv).extra_repr(conv)}, {describe_filters(conv)}'
 
 
-def _fill(conv: nn.Conv2d, filters: np.ndarray | None = None) -> None:
-    """Compute the filters and the bits of `conv` from its record (timm calls it after `to_empty`)."""
-    record = conv.filter_record
-    if record.is_kept:
-        bits = record.encode(None)
-    else:
-        filters = record.filters() if filters is None else filters
-        bits = record.encode(filters)
-        if is_shared(conv):
-            conv.shared.fill()
-        else:
-            copy_filters(conv.weight, _fit(filters, conv))
-    conv.record.copy_(torch.from_numpy(bits))
-    conv.is_unfilled = False
-    remove_hook(conv._forward_pre_hooks, refuse_unfilled)
+# Of the layer, not of a class: a frozen convolution keeps its own
+_METHODS: dict[str, Callable[..., Any]] = {
+    'init_non_persistent_buffers': _refill,  # which timm and transformers call after `to_empty`
+    'reset_parameters': _reset_parameters,
+    'extra_repr': _extra_repr,
+    '_apply': _apply,
+}
 
 
-def _fit(filters: np.ndarray, conv: nn.Conv2d) -> np.ndarray:
-    """Adapt filters to the input channels of `conv`, as timm adapts a pretrained stem.
+def refuse_unfilled(conv: nn.Conv2d, args: Any) -> None:
+    """Draw the filters that a loader's record gives, before a forward that finds none.
 
     Raises:
-        ValueError: If more than the input channels differ.
+        RuntimeError: If there is no record.
     """
-    shape = filter_shape(conv)
-    if filters.shape == shape:
-        return filters
-    if filters.shape[0] == shape[0] and filters.shape[2:] == shape[2:] and conv.groups == 1:
-        try:
-            return adapt_input_conv(shape[1], torch.from_numpy(filters)).numpy()
-        except NotImplementedError:
-            pass
-    raise ValueError(f'its filters have shape {tuple(filters.shape)}, the model needs {shape}: another architecture?')
-
-
-def refuse_unfilled(conv: nn.Module, args: Any) -> None:
-    if not conv.record.is_meta:
+    if conv.record.is_meta:
+        return
+    if recorded(conv) is None:
         raise RuntimeError(
             'the filters of a network built on the meta device are not there yet: after `to_empty` call '
             '`init_non_persistent_buffers()` of its modules, or `load_state_dict`'
         )
+    _refill(conv)
 
 
 def remove_hook(hooks: dict[int, Any], hook: Any) -> None:
@@ -179,9 +238,10 @@ def remove_hook(hooks: dict[int, Any], hook: Any) -> None:
             del hooks[key]
 
 
-def _add_load_hook(conv: nn.Conv2d) -> None:
-    remove_hook(conv._load_state_dict_pre_hooks, _load_filters)
-    conv.register_load_state_dict_pre_hook(_load_filters)
+def _register_once(hooks: dict[int, Any], register: Callable[..., Any], hook: Any) -> None:
+    """Register `hook` unless it is there: torch iterates over hooks while loading registers again."""
+    if not any(getattr(registered, 'hook', registered) is hook for registered in hooks.values()):
+        register(hook)
 
 
 def _load_filters(
@@ -196,76 +256,57 @@ def _load_filters(
 ) -> None:
     """Adopt the record in `state_dict` and verify it, whatever `strict` says; errors name the layer."""
     try:
-        if is_frozen(conv):
-            _adopt(conv, state_dict, prefix, assign=local_metadata.get('assign_to_params_buffers', False))
-        elif prefix + _RECORD in state_dict:
-            _expand(conv, state_dict, prefix)
+        if prefix + RECORD not in state_dict:
+            if is_frozen(conv) and not conv.filter_record.is_kept:
+                _refuse_stock(state_dict, prefix)
+        elif is_frozen(conv):
+            _load_record(conv, state_dict, prefix, assign=local_metadata.get('assign_to_params_buffers', False))
+        else:
+            _load_as_weight(conv, state_dict, prefix)
     except ValueError as error:
         error_msgs.append(f'layer `{prefix[:-1]}`: {error}')
+        if is_frozen(conv) and prefix + RECORD in state_dict:
+            state_dict[prefix + RECORD] = conv.record  # torch goes on to copy what is there
 
 
-def _read(state_dict: dict[str, Tensor], prefix: str) -> tuple[FilterRecord, np.ndarray | None]:
-    """Return the verified record and filters of a layer (None if the state dict itself holds them)."""
-    bits = state_dict.get(prefix + _RECORD)
-    if bits is None:
+def _refuse_stock(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Refuse weights that a frozen layer would leave out; what has neither weight nor record is missing, says torch."""
+    if prefix + 'weight' in state_dict or f'{prefix.removesuffix("spatial.")}weight' in state_dict:
         raise ValueError(
             'the checkpoint has no filter record: it is of a network that learns its filters; load it before '
             '`timm_lc.freeze_spatial(model, seed=None)`, or with `freeze_spatial=False`'
         )
-    record, crc = FilterRecord.decode(_bytes(bits))
-    if record.is_kept:
-        return record, None
-    filters = record.filters()
-    if fingerprint(filters) != crc:
-        raise ValueError('the filters drawn from its record do not match the fingerprint in it')
-    return record, filters
 
 
-def _bytes(bits: Tensor) -> np.ndarray:
-    """Return bits as numbers; those of a bool tensor as they are stored, since any byte but 0 counts as True."""
-    bits = bits.detach().cpu()
-    return (bits.contiguous().view(torch.uint8) if bits.dtype == torch.bool else bits.float()).numpy()
-
-
-def _adopt(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assign: bool) -> None:
+def _load_record(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assign: bool) -> None:
     """Give `conv` the filters that `state_dict` records, dropping from it what a scripted model spelt out."""
-    record, filters = _read(state_dict, prefix)
+    record, drawn, filters = read(state_dict, prefix)
     stored, vector = state_dict.get(prefix + 'weight'), state_dict.pop(prefix + 'shared.vector', None)
-    if assign and conv.record.is_meta:
-        conv.to_empty(device=state_dict[prefix + _RECORD].device)
-    if filters is None:
-        state_dict[prefix + 'weight'] = torch.from_numpy(_fit(_stored(stored), conv))
-        freeze_convolution(conv, record)
-        return
-    if stored is not None and not _equal(state_dict.pop(prefix + 'weight'), filters):
+    if drawn is None:
+        state_dict[prefix + 'weight'] = fit(filters, conv)
+    elif stored is not None and not _equal(state_dict.pop(prefix + 'weight'), drawn):
         raise ValueError('the filters stored in the checkpoint are not those of its record')
-    if vector is not None and not _equal(vector[: record.numel], record.unit_values()[: len(vector)]):
+    elif vector is not None and not _equal(
+        vector[: record.numel], torch.from_numpy(record.unit_values())[: len(vector)]
+    ):
         raise ValueError('the shared vector stored in the checkpoint is not that of its record')
-    fitted = _fit(filters, conv)
-    if is_shared(conv) and record.is_shared and fitted is filters:
-        share_convolution(conv, record, conv.shared.peer(record))
-    elif is_shared(conv) or conv.filter_record.is_kept:
-        freeze_convolution(conv, record)
-    else:
-        conv.filter_record = record
-        if not conv.weight.is_meta:
-            _fill(conv, filters)
+    if assign and conv.record.is_meta:
+        conv.to_empty(device=state_dict[prefix + RECORD].device)
+    adopt(conv, record, drawn)
+    state_dict[prefix + RECORD] = encode(record, drawn, state_dict[prefix + RECORD])
 
 
-def _expand(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str) -> None:
+def _load_as_weight(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Write the recorded filters into `state_dict` as the learnable weight of `conv`."""
-    _, filters = _read(state_dict, prefix)
-    del state_dict[prefix + _RECORD]
+    _, _, filters = read(state_dict, prefix)
+    del state_dict[prefix + RECORD]
     state_dict.pop(prefix + 'shared.vector', None)
-    filters = _stored(state_dict.get(prefix + 'weight')) if filters is None else filters
-    state_dict[prefix + 'weight'] = torch.from_numpy(_fit(filters, conv))
+    state_dict[prefix + 'weight'] = fit(filters, conv)
 
 
-def _stored(weight: Tensor | None) -> np.ndarray:
-    if weight is None:
-        raise ValueError('its filters were kept as they were, but the checkpoint does not hold them')
-    return weight.detach().cpu().float().numpy()
+def _values(record: FilterRecord, length: int) -> Tensor:
+    return torch.from_numpy(record.unit_values()[:length])
 
 
-def _equal(stored: Tensor, filters: np.ndarray) -> bool:
-    return torch.equal(stored.flatten().cpu(), torch.from_numpy(filters).to(stored.dtype).flatten())
+def _equal(stored: Tensor, filters: Tensor) -> bool:
+    return torch.equal(stored.flatten().cpu(), filters.to(stored.dtype).flatten())

@@ -1,6 +1,7 @@
 """The LC-Block, computed as one convolution (definition 3.1, section 4.2, figure 5)."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.common_types import _size_2_t
 from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
-from timm_lc.layers.shared import repeat_to
+from timm_lc.layers.shared import is_shared, repeat_to
 
 __all__ = ['LCConv2d', 'combine']
 
@@ -58,7 +59,8 @@ class LCConv2d(nn.Module):
     """LC-Block: spatial convolution with E*C_out filters, then pointwise to C_out, computed as one (definition 3.1).
 
     P * (W * X) = (P W) * X, so each forward forms P W and convolves once: the E*C_out-channel activation never exists.
-    The two convolutions are the children `spatial`, W, and `pointwise`, P; neither is called.
+    The two convolutions are the children `spatial`, W, and `pointwise`, P; neither is called, unless another tool has
+    hooked, replaced or reparameterised one of them: then both are, one after the other, at a cost that it tells once.
 
     Args:
         in_channels: C_in.
@@ -148,18 +150,40 @@ class LCConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C_in, H, W) with the effective weight."""
-        # `spatial`, whose hook refuses, is never called; TorchScript skips this only if the conditions are nested
-        if not torch.jit.is_scripting():  # noqa: SIM102
+        if not torch.jit.is_scripting():
+            # `spatial`, whose hook refuses, is never called
             if getattr(self.spatial, 'is_unfilled', False):
                 refuse_unfilled(self.spatial, x)
+            if not (_is_plain(self.spatial) and _is_plain(self.pointwise)):
+                return self._two_convolutions(x)
         weight = self.effective_weight()
         if self.pads_same:
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)
         return self.spatial._conv_forward(x, weight, self.pointwise.bias)
 
+    @torch.jit.unused
+    def _two_convolutions(self, x: Tensor) -> Tensor:
+        """Call the children, which some tool has hooked, replaced or reparameterised."""
+        warnings.warn(
+            'another tool has hooked or replaced a convolution of an LC-Block: it computes by two convolutions, with '
+            'the activation of E*C_out channels between them, which takes more time and memory',
+            stacklevel=2,
+        )
+        return self.pointwise(self.spatial(x))
+
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """Return the ordinary convolution with the same outputs; P W is formed in float64."""
+        """Return the ordinary convolution with the same outputs; P W is formed in float64.
+
+        Raises:
+            RuntimeError: If another tool has hooked or replaced one of the two convolutions.
+        """
+        for name, child in (('spatial', self.spatial), ('pointwise', self.pointwise)):
+            if not _is_plain(child):
+                raise RuntimeError(
+                    f'`{name}` of an LC-Block is hooked, replaced or reparameterised by another tool, which merging '
+                    'would lose: let that tool merge or remove its own first'
+                )
         fused = _like(self.spatial, self.out_channels, bias=self.pointwise.bias is not None)
         fused = fused.to_empty(device=self.pointwise.weight.device).train(self.training)
         weight = combine(self.pointwise.weight.double(), self.spatial.weight.double(), self.groups)
@@ -171,6 +195,14 @@ class LCConv2d(nn.Module):
     def extra_repr(self) -> str:
         """Return the geometry and the expansion."""
         return f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion}'
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Return whether `conv` computes with its weight alone: what a tool hangs on it acts when it is called."""
+    if type(conv) not in (nn.Conv2d, Conv2dSame) and not is_shared(conv):
+        return False
+    hooked = conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    return not hooked and 'forward' not in conv.__dict__
 
 
 def _like(conv: nn.Conv2d, out_channels: int, *, bias: bool) -> nn.Conv2d:

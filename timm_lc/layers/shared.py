@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ def is_shared(module: nn.Module) -> bool:
     return isinstance(module, _SharedWeight)
 
 
-def copy_filters(target: Tensor, filters: np.ndarray) -> None:
-    """Write float32 filters into a tensor, in place."""
+def copy_filters(target: Tensor, filters: Tensor) -> None:
+    """Write filters into a tensor, in place."""
     with torch.no_grad():
-        target.copy_(torch.from_numpy(filters))
+        target.copy_(filters)
 
 
 class SharedFilters(nn.Module):
@@ -42,10 +41,10 @@ class SharedFilters(nn.Module):
         self.filled = False
         self.others: dict[tuple[int, int], SharedFilters] = {}
 
-    def fill(self) -> None:
-        """Draw the values, unless they are there."""
-        if not (self.vector.is_meta or self.filled):
-            copy_filters(self.vector, random_values(self.seed, SHARED_STREAM, len(self.vector)))
+    def fill(self, *, again: bool = False) -> None:
+        """Draw the values, unless they are there and not to be drawn `again`."""
+        if not self.vector.is_meta and (again or not self.filled):
+            copy_filters(self.vector, torch.from_numpy(random_values(self.seed, SHARED_STREAM, len(self.vector))))
             self.filled = True
 
     def _apply(self, fn: Any, recurse: bool = True) -> 'SharedFilters':

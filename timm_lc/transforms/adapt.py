@@ -18,7 +18,7 @@ from timm_lc.layers.held import hold_tensors, is_held, release_tensors, tensors_
 from timm_lc.spatial import FilterFn, pointwise_convolutions, spatial_convolutions
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.fingerprint import classifiers, decode_checksums, encode_checksums, fingerprint_base
-from timm_lc.transforms.freeze import ignore_in_ddp
+from timm_lc.transforms.freeze import settle
 
 __all__ = [
     'ADAPTER_GAIN',
@@ -280,7 +280,7 @@ def _check_base(
 
 def _ignore_base_in_ddp(model: nn.Module) -> None:
     """Spare DistributedDataParallel the broadcast of the base, which every rank has loaded for itself."""
-    ignore_in_ddp(model)
+    settle(model)
     model._ddp_params_and_buffers_to_ignore += [
         f'{name}.{tensor}'.lstrip('.')
         for name, module in model.named_modules(remove_duplicate=False)

@@ -8,7 +8,7 @@ from timm_lc.layers.frozen import named_record
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
-from timm_lc.transforms.freeze import ignore_in_ddp
+from timm_lc.transforms.freeze import settle
 
 __all__ = ['add_linear_combinations', 'replace_modules']
 
@@ -63,7 +63,7 @@ def add_linear_combinations(
         except ValueError as error:
             raise ValueError(f'layer `{name}`: {error}') from None
     replace_modules(model, blocks)
-    ignore_in_ddp(model)
+    settle(model)
     return model
 
 

@@ -15,6 +15,7 @@ from timm_lc.layers.packing import remove_unpacking
 from timm_lc.naming import architecture_of, has_lc_name, is_stock, stock_name
 from timm_lc.transforms.adapt import release_base
 from timm_lc.transforms.combine import replace_modules
+from timm_lc.transforms.freeze import unsettle
 from timm_lc.transforms.options import LC_ARGUMENTS
 
 __all__ = ['fold']
@@ -48,7 +49,7 @@ def fold(model: nn.Module) -> nn.Module:
             thaw_convolution(module)
         elif isinstance(module, nn.Conv2d):
             unseed_convolution(module)
-    vars(folded).pop('_ddp_params_and_buffers_to_ignore', None)
+    unsettle(folded)
     _name_plain(folded)
     return remove_unpacking(folded)
 

@@ -1,5 +1,9 @@
 """Frozen random filters in any network (section 4): `freeze_spatial`."""
 
+import functools
+from typing import Any
+
+import torch
 from torch import nn
 
 from timm_lc.filters import (
@@ -9,11 +13,13 @@ from timm_lc.filters import (
     check_gain,
     check_seed,
 )
+from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
 from timm_lc.layers.shared import is_shared
+from timm_lc.layers.verify import restore
 from timm_lc.spatial import FilterFn, matched_convolutions
 
-__all__ = ['freeze_spatial', 'seed_spatial']
+__all__ = ['freeze_spatial', 'seed_spatial', 'settle', 'unsettle']
 
 
 def freeze_spatial(
@@ -56,13 +62,13 @@ def freeze_spatial(
                 f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights'
             )
     for name, conv in matched:
-        if is_shared(conv):
+        if is_shared(conv) and not (seed is None and is_changed(conv)):
             continue
         if seed is not None:
             freeze_convolution(conv, named_record(conv, name, seed, gain, filters))
-        elif not is_frozen(conv):
+        elif not is_frozen(conv) or is_changed(conv):
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
-    ignore_in_ddp(model)
+    settle(model)
     return model
 
 
@@ -73,11 +79,36 @@ def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0, filters: str
     return model
 
 
-def ignore_in_ddp(model: nn.Module) -> None:
-    """Spare DistributedDataParallel the broadcast of filters that every rank draws for itself; kept ones need it."""
+def settle(model: nn.Module) -> None:
+    """Let `model`, in place, keep its filters when it initialises itself and when it is trained by several processes.
+
+    DistributedDataParallel is spared the broadcast of filters that every rank draws for itself; kept ones need it.
+    """
     model._ddp_params_and_buffers_to_ignore = [
         f'{name}.{tensor}'.lstrip('.')
         for name, module in model.named_modules(remove_duplicate=False)
         if is_frozen(module) and not module.filter_record.is_kept
         for tensor, _ in module.named_buffers()
     ]
+    if callable(getattr(model, 'init_weights', None)):
+        model.init_weights = functools.partial(_init_weights, model)
+
+
+def unsettle(model: nn.Module) -> None:
+    """Undo `settle`, in place."""
+    for name in ('_ddp_params_and_buffers_to_ignore', 'init_weights'):
+        vars(model).pop(name, None)
+
+
+def _init_weights(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call the initialiser of the class of `model`, and put back the frozen filters that it overwrote."""
+    frozen = [module for module in model.modules() if is_frozen(module) and not module.is_unfilled]
+    kept = [(conv.weight, conv.weight.clone()) for conv in frozen if conv.filter_record.is_kept]
+    result = type(model).init_weights(model, *args, **kwargs)
+    with torch.no_grad():
+        for weight, before in kept:
+            weight.copy_(before)
+    for conv in frozen:
+        if is_changed(conv):
+            restore(conv)
+    return result

@@ -9,7 +9,7 @@ from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.spatial import FilterFn, matched_convolutions
-from timm_lc.transforms.freeze import ignore_in_ddp
+from timm_lc.transforms.freeze import settle
 
 __all__ = ['share_weights']
 
@@ -49,7 +49,7 @@ def share_weights(
     shared = SharedFilters(seed, math.prod(longest), period, device=like.device, dtype=like.dtype)
     for (_, conv), shape in zip(matched, shapes, strict=True):
         share_convolution(conv, FilterRecord(shape, seed, period=period, gain=float(check_gain(gain))), shared)
-    ignore_in_ddp(model)
+    settle(model)
     return model
 
 

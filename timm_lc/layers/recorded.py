@@ -1,0 +1,100 @@
+"""A layer's record, as its buffer and a state dict hold it, and the filters that it stands for."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from timm_lc.filters import FilterRecord, fingerprint
+
+__all__ = ['RECORD', 'decode', 'draw', 'encode', 'filter_shape', 'fit', 'is_frozen', 'read', 'recorded']
+
+RECORD = 'record'
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Return whether `module` is a frozen convolution, shared or not."""
+    return RECORD in module._buffers
+
+
+def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Return (C_out, C_in/groups, k_h, k_w) of a convolution."""
+    k_h, k_w = conv.kernel_size
+    return conv.out_channels, conv.in_channels // conv.groups, k_h, k_w
+
+
+def decode(digits: Tensor) -> tuple[FilterRecord, int]:
+    """Return the record and the fingerprint that a tensor of any number type holds.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    digits = digits.detach().cpu()
+    if digits.dtype == torch.bool:  # as it is stored, since any byte but 0 counts as True
+        return FilterRecord.decode(digits.contiguous().view(torch.uint8).numpy())
+    return FilterRecord.decode((digits.real if digits.is_complex() else digits).float().numpy())
+
+
+def encode(record: FilterRecord, filters: Tensor | None, like: Tensor) -> Tensor:
+    """Return the digits of a record on the device of `like`, in its type if that holds them."""
+    digits = torch.from_numpy(record.encode(None if filters is None else filters.numpy()))
+    return digits.to(like.device, like.dtype if like.is_floating_point() and like.itemsize > 1 else digits.dtype)
+
+
+def recorded(conv: nn.Module) -> tuple[FilterRecord, int] | None:
+    """Return record and fingerprint in the buffer of `conv`, None if it holds none that is whole."""
+    if conv.record.is_meta:
+        return None
+    try:
+        return decode(conv.record)
+    except ValueError:
+        return None
+
+
+def draw(record: FilterRecord, crc: int) -> np.ndarray | None:
+    """Return the filters of a record, None for kept ones.
+
+    Raises:
+        ValueError: If their fingerprint is not `crc`.
+    """
+    if record.is_kept:
+        return None
+    filters = record.filters()
+    if fingerprint(filters) != crc:
+        raise ValueError('the filters drawn from its record do not match the fingerprint in it')
+    return filters
+
+
+def read(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[FilterRecord, Tensor | None, Tensor]:
+    """Return the verified record of a layer, the filters that it gives, and those it has: of the state dict if kept.
+
+    Raises:
+        ValueError: If the record is damaged, or its filters are not there or not those of its fingerprint.
+    """
+    record, crc = decode(state_dict[prefix + RECORD])
+    drawn, stored = draw(record, crc), state_dict.get(prefix + 'weight')
+    if drawn is not None:
+        filters = torch.from_numpy(drawn)
+        return record, filters, filters
+    if stored is None:
+        raise ValueError('its filters were kept as they were, but the checkpoint does not hold them')
+    return record, None, stored.detach()
+
+
+def fit(filters: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Adapt filters to the input channels of `conv`, as timm adapts a pretrained stem.
+
+    Raises:
+        ValueError: If more than the input channels differ.
+    """
+    shape = filter_shape(conv)
+    if filters.shape == shape:
+        return filters
+    if filters.shape[0] == shape[0] and filters.shape[2:] == shape[2:] and conv.groups == 1:
+        try:
+            return adapt_input_conv(shape[1], filters)
+        except NotImplementedError:
+            pass
+    raise ValueError(f'its filters have shape {tuple(filters.shape)}, the model needs {shape}: another architecture?')
