@@ -18,8 +18,8 @@ LAYOUT = {
         'metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing', 'memory', 'floors',
     ],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
-    'checkpoints': ['usage', 'card', 'checkpoint', 'exporting', 'hub'],
-    'training': ['files', 'parallel', 'digits', 'data', 'recipe', 'trainer', 'demo'],
+    'checkpoints': ['usage', 'facts', 'card', 'checkpoint', 'train_run', 'exporting', 'hub'],
+    'training': ['files', 'parallel', 'digits', 'data', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'catalogue',
         'runs', 'results', 'imagenet', 'tables', 'plots', 'figures', 'estimate', 'planning', 'sections', 'reproduce',

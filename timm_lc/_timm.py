@@ -1,5 +1,6 @@
 """The only file that touches timm's non-public names."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,7 @@ def save_config(model: nn.Module, path: Path, *, model_config: dict[str, Any], m
         recorded = getattr(model, '_model_args', {})
         model_args = {**recorded, 'num_classes': model.num_classes, **model_args}
     save_config_for_hf(model, path, model_config=model_config, model_args=model_args)
+    config = json.loads(path.read_text(encoding='utf-8'))
+    config.get('model_args', {}).pop('num_classes', None)  # stands above them, and transformers takes no second one
+    config['pretrained_cfg'].pop('label_names', None)
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')

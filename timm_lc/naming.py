@@ -1,9 +1,11 @@
-"""What a network from `timm.create_model` is called, and the stock network behind an `lc_` name."""
+"""What a network from `timm.create_model` and its classes are called, and the stock network behind an `lc_` name."""
+
+from collections.abc import Iterable
 
 from timm.models import is_model
 from torch import nn
 
-__all__ = ['PREFIX', 'architecture_of', 'has_lc_name', 'is_stock', 'stock_name']
+__all__ = ['PREFIX', 'architecture_of', 'class_names', 'has_lc_name', 'is_stock', 'name_classes', 'stock_name']
 
 PREFIX = 'lc_'
 
@@ -38,3 +40,17 @@ def stock_name(architecture: str) -> str:
 def is_stock(architecture: str) -> bool:
     """Return whether stock timm has the network, folded."""
     return is_model(stock_name(architecture))
+
+
+def class_names(model: nn.Module) -> list[str]:
+    """Return the names of a network's classes in their order, [] if it does not tell one for each."""
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
+    if not isinstance(names, list | tuple) or len(names) != getattr(model, 'num_classes', None):
+        return []
+    return [str(name) for name in names]
+
+
+def name_classes(model: nn.Module, names: Iterable[str]) -> None:
+    """Name the classes of a network from `timm.create_model`, in place; its config and card then tell them."""
+    model.pretrained_cfg = {**model.pretrained_cfg, 'label_names': list(names), 'num_classes': model.num_classes}
+    model.default_cfg = model.pretrained_cfg

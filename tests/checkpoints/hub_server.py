@@ -223,7 +223,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def validate(self):
         metadata = yaml.safe_load(json.loads(self.body)['content'].split('---\n')[1])
-        errors = [] if metadata.get('license') in LICENSES else [{'message': '"license" must be one of a list'}]
+        errors = (
+            [] if metadata.get('license', 'other') in LICENSES else [{'message': '"license" must be one of a list'}]
+        )
         self.json({'errors': errors, 'warnings': []}, 400 if errors else 200)
 
     def info(self, repo, revision='main'):

@@ -1,5 +1,6 @@
 """Model cards: metadata that huggingface_hub parses, and a text that says what is frozen."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import safe_open
 
 import timm_lc
-from timm_lc.checkpoints.card import DEFAULTS, MARKER, PAPER, RECIPE, Facts, model_card
+from timm_lc.checkpoints.card import MARKER, PAPER, model_card
+from timm_lc.checkpoints.facts import DEFAULTS, RECIPE, Facts
+from timm_lc.checkpoints.train_run import read_facts
+from timm_lc.naming import class_names, name_classes
 
 ROOT = Path(__file__).parents[2]
 TRAIN_ARGUMENTS = {line.split()[0] for line in (ROOT / 'tests/train_arguments.txt').read_text().splitlines()}
@@ -41,7 +46,6 @@ def test_metadata_is_what_the_hub_reads(model):
     data = card(model, 'user/name').data
     assert data.to_dict() == {
         'library_name': 'timm',
-        'license': 'apache-2.0',
         'pipeline_tag': 'image-classification',
         'tags': ['image-classification', 'timm', 'timm_lc'],
     }
@@ -94,6 +98,13 @@ def test_licence_can_be_another(model):
     made = card(model, facts=Facts(license='cc-by-4.0'))
     assert made.data.license == 'cc-by-4.0'
     assert 'Licence: cc-by-4.0.' in made.text
+
+
+def test_no_licence_is_claimed_unasked(model):
+    text = model_card(model, 'user/name')
+    assert 'icence' not in text
+    assert 'license' not in text
+    assert '## Citation' in text
 
 
 def test_recipe_is_a_file_for_train_py_without_paths(model):
@@ -251,3 +262,73 @@ def test_save_pretrained_can_leave_the_card_out(model, tmp_path):
     timm_lc.save_pretrained(model, tmp_path, card='')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
     assert MARKER in model_card(model)
+
+
+def test_another_form_tells_what_was_frozen_in_training():
+    source = timm.create_model('lc_resnet18', num_classes=10, seed=4)
+    folded = timm_lc.fold(source)
+    text = model_card(folded, trained=source)
+    learned, total = (timm_lc.count_parameters(network).learnable for network in (source, folded))
+    assert f'| learned | {learned:,} |' in text
+    assert f'| in the file | {total:,} |' in text
+    assert 'The 17 convolutions with kernels larger than 1x1 keep the filters that they began with' in text
+    assert 'in this form every filter is an ordinary weight of the file' in text
+    assert 'seed 4' not in text
+
+
+def test_a_packed_file_counts_what_it_stores(tmp_path):
+    model = timm.create_model('lc_resnet20_16x1')
+    timm_lc.prune_pointwise(model, 0.9)
+    text = (timm_lc.save_pretrained(model, tmp_path, sparse=True) / 'README.md').read_text()
+    with safe_open(tmp_path / 'model.safetensors', 'pt') as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = [t.numel() for name, t in tensors.items() if name.endswith(('weight', 'bias', 'values'))]
+    assert f'| in the file | {sum(weights):,} |' in text
+    assert sum(weights) < timm_lc.count_parameters(model).stored
+
+
+def test_classes_travel_from_network_to_config_card_and_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ['cat', 'dog', 'a frog', 'owl']
+    model = timm.create_model('lc_test_resnet', num_classes=4).eval()
+    name_classes(model, names)
+    text = (timm_lc.save_pretrained(model, tmp_path) / 'README.md').read_text()
+    assert 'The classes: cat, dog, a frog, owl.' in text
+    assert json.loads((tmp_path / 'config.json').read_text())['label_names'] == names
+    build, classify = re.findall('```python\n(.*?)```', text, re.DOTALL)
+    Image.new('RGB', (200, 160), 'gray').save('picture.jpg')
+    found = {}
+    exec(build.replace('PATH_OF_THIS_FOLDER', str(tmp_path)) + classify, found)
+    assert found['name'] == names[found['probabilities'].argmax()]
+    assert class_names(found['model']) == names
+    found['model'].reset_classifier(3)
+    assert class_names(found['model']) == []
+
+
+def test_facts_travel_with_a_folder(tmp_path, model):
+    facts = Facts({**ARGUMENTS, 'dataset': 'hfds/user/images'}, METRICS, license='mit')
+    first = timm_lc.save_pretrained(model, tmp_path / 'first', facts=facts)
+    read = read_facts(first)
+    assert model_card(model, facts=read) == model_card(model, facts=facts) == (first / 'README.md').read_text()
+    assert 'secret' not in (first / 'config.json').read_text()
+    assert read_facts(first, dataset='a/b', license='cc0-1.0').license == 'cc0-1.0'
+    assert read_facts(timm_lc.save_pretrained(model, tmp_path / 'none')) == Facts()
+
+
+def test_damaged_facts_are_an_error_that_names_the_file(tmp_path, model):
+    timm_lc.save_pretrained(model, tmp_path, facts=Facts(command='x'))
+    config = tmp_path / 'config.json'
+    config.write_text(config.read_text().replace('"command"', '"comand"'))
+    with pytest.raises(ValueError, match=r'cannot read .*config\.json: .*comand'):
+        read_facts(tmp_path)
+
+
+def test_a_command_is_told_in_place_of_a_recipe(model):
+    text = model_card(model, facts=Facts({'dataset': 'digits'}, {'eval_top1': 99.5}, command='timm-lc cifar --seed 3'))
+    assert '## Recipe\n\nTrained by:\n\n```bash\ntimm-lc cifar --seed 3\n```' in text
+    assert 'On digits:' in text
+
+
+def test_cards_say_how_to_install_what_they_need():
+    assert '`timm_lc`, which `pip install PATH` installs' in model_card(timm.create_model('lc_resnet18'))
+    assert 'It needs timm alone:' in model_card(timm_lc.fold(timm.create_model('lc_resnet18')))

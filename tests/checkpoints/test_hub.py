@@ -20,9 +20,10 @@ from huggingface_hub.utils import _http, close_session
 from timm.utils import CheckpointSaver, update_summary
 
 import timm_lc
-from timm_lc.checkpoints.card import Facts
 from timm_lc.checkpoints.checkpoint import load_model
-from timm_lc.checkpoints.hub import push_to_hub, read_facts, write_repositories
+from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.hub import push_to_hub, write_repositories
+from timm_lc.checkpoints.train_run import read_facts
 from timm_lc.cli import main
 
 # huggingface_hub's own: how it hands a file to its HTTP library

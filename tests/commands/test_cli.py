@@ -1,6 +1,7 @@
 """The command `timm-lc`."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def test_info_shows_sharing_and_the_bytes_of_a_checkpoint(capsys, tmp_path):
         (['list', 'nothing'], "no lc_ model matches 'nothing'"),
         (['demo', '--epochs', '0'], '`--epochs` must be a positive integer, got 0'),
         (['demo', '--model', 'lc_resnet20_16x9'], 'did you mean'),
+        (['demo', '--model', 'resnet18'], "`--model` must be an lc_ model, as lc_resnet18, got 'resnet18'"),
+        (['demo', '--seed', '-1'], '`seed` must be .*got -1'),
         (['demo', '--data-dir', '/no/such/folder'], r'/no/such/folder has no folder train/'),
     ],
 )
@@ -106,6 +109,18 @@ def test_demo_trains_saves_reloads_and_folds(tmp_path, capsys, monkeypatch):
     state = torch.load(tmp_path / 'out' / 'frozen' / 'last.pth.tar', weights_only=True)['state_dict']
     assert 'conv1.spatial.record' in state
     assert 'conv1.spatial.weight' not in state
+    card = (tmp_path / 'out/frozen/README.md').read_text()
+    accuracy = re.search(r'frozen random +([\d.]+)%', out).group(1)
+    assert f'| Top-1 accuracy | {accuracy} % |' in card
+    assert 'timm-lc demo --model lc_resnet20_16x1 --epochs 2 --seed 0 --data-dir DIR' in card
+    assert 'On images, after 2 epochs:' in card
+    assert 'The classes: 0, 1.' in card
+    (tmp_path / 'out/frozen/notes.txt').touch()
+    assert main([*argv[:3], '--epochs', '1', *argv[5:], '--output', str(tmp_path / 'out')]) == 0
+    assert 'the network of an earlier run there is replaced' in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / 'out/frozen').iterdir()}
+    assert 'checkpoint-1.pth.tar' not in names  # of the earlier run
+    assert {'notes.txt', 'checkpoint-0.pth.tar', 'model.safetensors'} <= names
 
 
 def test_digits_are_split_once_and_for_all():

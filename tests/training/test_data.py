@@ -108,6 +108,8 @@ def test_command_trains_an_epoch(name, tmp_path, monkeypatch, capsys):
     assert (run['data'], run['images']) == (name, [40, 20])
     weights = load_file(tmp_path / 'out/seed0/model.safetensors')
     assert weights['fc.weight'].shape == (100 if name == 'cifar100' else 10, 64)
+    assert main([*command, '--batch-size', '20', '--output', 'out']) == 0
+    assert 'found finished in out, not trained again' in capsys.readouterr().out
 
 
 def test_every_named_set_tells_how_many_images_it_trains_on():

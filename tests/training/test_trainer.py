@@ -193,8 +193,22 @@ def test_checksum_tells_images_apart(images):
 def test_folder_of_another_run_is_refused(images, tmp_path):
     train(RUN, images, tmp_path, CPU)
     other = Run('lc_resnet_cifar', KWARGS, seed=4, recipe=Recipe(epochs=4, batch_size=16))
-    with pytest.raises(ValueError, match='holds another run: seed differ'):
+    with pytest.raises(ValueError, match='holds another run: `seed` was 3 and is 4; give another'):
         train(other, images, tmp_path, CPU)
+
+
+def test_a_finished_run_tells_its_result_classes_and_command(images, tmp_path, capsys):
+    accuracy = train(RUN, images, tmp_path, CPU)
+    card = (tmp_path / 'README.md').read_text()
+    assert f'| Top-1 accuracy | {accuracy:.2f} % |' in card
+    assert 'On noise, after 4 epochs:' in card
+    assert 'The classes: a, b, c.' in card
+    command = next(line for line in card.splitlines() if line.startswith('timm-lc cifar'))
+    assert '--model lc_resnet_cifar --data noise --epochs 4 --seed 3 --batch-size 16' in command
+    assert all(f'{key}={value}' in command for key, value in KWARGS.items())
+    shown = [line for line in capsys.readouterr().err.splitlines() if 'epoch' in line]
+    assert len(shown) == 4  # not on a terminal: a line an epoch
+    assert f'{accuracy:.2f}%' in shown[-1]
 
 
 def test_frozen_and_learnable_runs_are_paired_by_seed(images):

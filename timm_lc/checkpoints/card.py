@@ -1,22 +1,19 @@
 """The model card: what is frozen, what was measured, how to load it, as a README.md whose metadata the Hub reads."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from timm_lc.analysis.counting import count_parameters
+from timm_lc.checkpoints.facts import Facts
 from timm_lc.checkpoints.usage import usage
 from timm_lc.filters import RECORD_BITS
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.lc_conv import LCConv2d
-from timm_lc.naming import architecture_of
+from timm_lc.naming import architecture_of, class_names
 
-__all__ = ['MARKER', 'Facts', 'model_card']
+__all__ = ['MARKER', 'model_card']
 
 # A card that has lost this line is somebody's own text.
 MARKER = '<!-- Written by timm_lc. Delete this line to keep your own text: this file is then left alone. -->'
@@ -30,47 +27,8 @@ CITATION = f"""@article{{gavrikov2023rethinking,
   url     = {{{PAPER}}}
 }}"""
 
-# What of train.py's arguments decides the outcome: no paths, and nothing of the machine
-RECIPE = """
-    model_kwargs pretrained num_classes in_chans img_size input_size crop_pct mean std interpolation epochs batch_size
-    grad_accum_steps opt opt_kwargs opt_eps opt_betas momentum weight_decay clip_grad clip_mode layer_decay lr sched
-    warmup_epochs warmup_lr warmup_prefix min_lr cooldown_epochs decay_epochs decay_milestones decay_rate no_aug
-    train_crop_mode scale ratio hflip vflip color_jitter aa aug_repeats aug_splits jsd_loss reprob remode mixup cutmix
-    mixup_off_epoch smoothing bce_loss bce_sum bce_target_thresh train_interpolation drop drop_path drop_block
-    bn_momentum bn_eps sync_bn split_bn model_ema model_ema_decay model_ema_warmup amp amp_dtype model_dtype seed
-""".split()  # noqa: SIM905  # a list of sixty quoted words reads worse
-# of those, what is worth a line only where it is not train.py's default
-DEFAULTS = {
-    'clip_mode': 'norm', 'warmup_lr': 1e-5, 'min_lr': 0, 'cooldown_epochs': 0, 'decay_epochs': 90, 'decay_rate': 0.1,
-    'decay_milestones': [90, 180, 270], 'aug_repeats': 0, 'aug_splits': 0, 'vflip': 0.0, 'remode': 'pixel', 'drop': 0.0,
-    'mixup_off_epoch': 0, 'train_interpolation': 'random', 'model_ema_decay': 0.9998, 'amp_dtype': 'float16',
-    'grad_accum_steps': 1,
-}  # fmt: skip
-
+SHOWN_CLASSES = 20
 _ACCURACY = {'eval_top1': 'Top-1 accuracy', 'eval_top5': 'Top-5 accuracy'}  # percent in summary.csv
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a card says that the network itself does not tell.
-
-    Args:
-        arguments: train.py's arguments, by their names in args.yaml.
-        metrics: The epoch's row of summary.csv: `eval_top1` and `eval_top5` in percent, `eval_loss`, `epoch`.
-        dataset: Id of the dataset on the Hub; None for what train.py's `--dataset hfds/ID` says.
-        license: Identifier of a licence as the Hub spells it.
-    """
-
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    dataset: str | None = None
-    license: str = 'apache-2.0'
-
-    @property
-    def dataset_id(self) -> str | None:
-        """Id of the dataset on the Hub, if known."""
-        scheme, _, name = (self.arguments.get('dataset') or '').partition('/')
-        return self.dataset or (name if scheme in ('hfds', 'hfids') else None)
 
 
 def model_card(
@@ -82,6 +40,8 @@ def model_card(
     is_program: bool = False,
     has_onnx: bool = False,
     facts: Facts | None = None,
+    trained: nn.Module | None = None,
+    stored: int | None = None,
 ) -> str:
     """Return the text of README.md: metadata as YAML, then Markdown. It depends on nothing but its arguments.
 
@@ -93,6 +53,9 @@ def model_card(
         is_program: Whether this is that form as a `torch.export` program.
         has_onnx: Whether that form has `model.onnx` beside the program.
         facts: What to say of its training.
+        trained: The network as it was trained, if `model` is another form of it: which weights were frozen, and how
+            many learned, is told of that.
+        stored: Weights in the file, if not all that `model` cannot draw from seeds.
 
     Raises:
         ValueError: If `model` is not timm's: it has no architecture to name.
@@ -110,11 +73,11 @@ def model_card(
     sections = [
         f'---\n{metadata.to_yaml()}\n---\n{MARKER}',
         f'# {name}\n\n{_summary(model, architecture, plain_of)}',
-        f'## What is frozen\n\n{_frozen(model)}\n\n{_counts(model)}',
+        f'## What is frozen\n\n{_frozen(model, trained)}\n\n{_counts(model, trained, stored)}',
         _results(model, facts),
         f'## Use\n\n{used}',
-        _recipe(architecture, facts.arguments),
-        f'## Licence and citation\n\nLicence: {facts.license}. Please cite:\n\n```bibtex\n{CITATION}\n```',
+        _recipe(architecture, facts),
+        _citation(facts.license),
     ]
     return '\n\n'.join(filter(None, sections)) + '\n'
 
@@ -156,6 +119,9 @@ def _accuracies(model: nn.Module, facts: Facts) -> dict[str, float]:
 def _summary(model: nn.Module, architecture: str, plain_of: str | None) -> str:
     size = ' x '.join(map(str, input_size(model)))
     what = f'An image classifier: `{architecture}`, {model.num_classes} classes, images of {size}.'
+    names = class_names(model)
+    if names:
+        what += f' The classes: {", ".join(names)}.' if len(names) <= SHOWN_CLASSES else ' `config.json` names them.'
     if plain_of:
         link = f'[{plain_of}](https://huggingface.co/{plain_of})'
         return f'{what} The same function as {link}, whose spatial filters are random: here all are ordinary weights.'
@@ -164,16 +130,17 @@ def _summary(model: nn.Module, architecture: str, plain_of: str | None) -> str:
     return f'{what} Its spatial filters are random and never learned ([Gavrikov and Keuper, 2023]({PAPER})).'
 
 
-def _frozen(model: nn.Module) -> str:
+def _frozen(model: nn.Module, trained: nn.Module | None) -> str:
     """Say in plain words which weights never learned, and where they come from."""
-    records = [module.filter_record for module in model.modules() if is_frozen(module)]
+    source = trained or model
+    records = [module.filter_record for module in source.modules() if is_frozen(module)]
     if not records:
         return 'Nothing.'
     text = (
         f'The {len(records)} convolutions with kernels larger than 1x1 keep the filters that they began with. '
         '1x1 convolutions, norms, biases and the classifier learned.'
     )
-    if any(isinstance(module, LCConv2d) for module in model.modules()):
+    if any(isinstance(module, LCConv2d) for module in source.modules()):
         text += (
             ' Each spatial convolution is an LC-Block (section 4.2 of the paper): random filters, of which a 1x1 '
             'convolution learned the linear combinations (LC) that act as filters.'
@@ -181,7 +148,9 @@ def _frozen(model: nn.Module) -> str:
     if any(record.is_shared for record in records):
         text += ' The filters of all layers are slices of one random vector (section 4.3 of the paper).'
     seeds = sorted({record.seed for record in records if not record.is_kept})
-    if seeds:
+    if trained is not None:
+        text += ' So it was in training; in this form every filter is an ordinary weight of the file.'
+    elif seeds:
         text += (
             f' The filters are not in the file: loading draws them again, from seed {", ".join(map(str, seeds))} and a '
             f'record of {RECORD_BITS} bits a layer, and verifies their checksum.'
@@ -189,13 +158,13 @@ def _frozen(model: nn.Module) -> str:
     return text
 
 
-def _counts(model: nn.Module) -> str:
-    counts = count_parameters(model)
+def _counts(model: nn.Module, trained: nn.Module | None, stored: int | None) -> str:
+    counts, learned = count_parameters(model), count_parameters(trained or model).learnable
     once = ', the shared vector counted once' if _shares(model) else ''
     rows = [
-        f'| learned | {counts.learnable:,} |',
+        f'| learned | {learned:,} |',
         f'| all{once} | {counts.total:,} |',
-        f'| in the file | {counts.stored:,} |',
+        f'| in the file | {counts.stored if stored is None else stored:,} |',
     ]
     if counts.nonzero < counts.total:
         rows.append(f'| all but the zeros of pruned 1x1 convolutions | {counts.nonzero:,} |')
@@ -218,29 +187,24 @@ def _results(model: nn.Module, facts: Facts) -> str:
     return '\n'.join([f'## Results\n\nOn {dataset}{split}{epoch}:\n', '| metric | value |\n|---|---|', *rows])
 
 
-def _recipe(architecture: str, arguments: Mapping[str, Any]) -> str:
-    """Return the arguments that decided the outcome, as a file for train.py's `-c`."""
-    chosen = {
-        key: arguments[key]
-        for key in RECIPE
-        if key in arguments and not _is_off(arguments[key]) and arguments[key] != DEFAULTS.get(key)
-    }
+def _recipe(architecture: str, facts: Facts) -> str:
+    """Return the command that trained it, or the arguments that decided the outcome, as a file for train.py's `-c`."""
+    if facts.command:
+        return f'## Recipe\n\nTrained by:\n\n```bash\n{facts.command}\n```'
+    chosen = facts.recipe()
     if not chosen:
         return ''
-    name = arguments.get('model') or architecture
-    began = arguments.get('initial_checkpoint')
-    is_local = name.startswith('local-dir:')  # a path of the machine that trained it
-    name = architecture if is_local else name
-    if is_local or arguments.get('pretrained_path'):
-        began = began or chosen.pop('pretrained', None)
+    name = facts.arguments.get('model') or architecture
+    name = architecture if name.startswith('local-dir:') else name
     plugin = {'device_modules': ['timm_lc']} if 'lc_' in (name[:3], architecture[:3]) else {}
     text = yaml.safe_dump({'model': name, **plugin, **chosen}, sort_keys=False, default_flow_style=None)
-    processes = arguments.get('world_size', 1)
+    processes = facts.arguments.get('world_size', 1)
     about = "Arguments of timm's `train.py`, for `python train.py -c recipe.yaml --data-dir DIR`"
     about += f' in {processes} processes, each of this batch size' if processes > 1 else ''
-    about += '. Training began from the weights of another network, not from new ones' if began else ''
+    about += '. Training began from the weights of another network, not from new ones' if facts.began_elsewhere else ''
     return f'## Recipe\n\n{about}:\n\n```yaml\n{text}```'
 
 
-def _is_off(value: object) -> bool:
-    return value is None or value is False or value in ('', [], {})
+def _citation(license: str | None) -> str:
+    title, terms = ('Licence and citation', f'Licence: {license}. ') if license else ('Citation', '')
+    return f'## {title}\n\n{terms}Please cite:\n\n```bibtex\n{CITATION}\n```'

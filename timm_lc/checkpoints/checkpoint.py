@@ -19,19 +19,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
-from timm.utils import unwrap_model
+from timm.utils import natural_key, unwrap_model
 from torch import Tensor, nn
 
 from timm_lc._timm import name_local_weights, save_config
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.card import MARKER, model_card
+from timm_lc.checkpoints.facts import Facts
 from timm_lc.filters import VERSION
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.packing import pack_pointwise
 from timm_lc.layers.verify import verify
-from timm_lc.naming import architecture_of, has_lc_name
+from timm_lc.naming import architecture_of, class_names, has_lc_name, name_classes
 
-__all__ = ['is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'train_arguments', 'weights_file']
+__all__ = [
+    'is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'stored_weights', 'train_arguments',
+    'weights_file',
+]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 
@@ -43,6 +47,7 @@ def save_pretrained(
     sparse: bool = False,
     dtype: torch.dtype | None = None,
     model_args: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
     card: str | None = None,
 ) -> Path:
     """Write `model.safetensors`, `config.json` and a model card; timm builds `model` again, with the same outputs.
@@ -55,7 +60,8 @@ def save_pretrained(
         sparse: Whether to store pruned pointwise weights as a bit mask and values; only `lc_` models load this form.
         dtype: Floating type to store matrices and filters in; vectors (norms, biases) keep theirs.
         model_args: Arguments of `timm.create_model` to build `model` again, beside those that timm has recorded.
-        card: Text of README.md; None for `model_card(model)`, '' for no file. One that somebody else wrote stays.
+        facts: What config and model card say of the training.
+        card: Text of README.md; None for `model_card(model, ...)`, '' for no file. One that somebody else wrote stays.
 
     Returns:
         `directory`.
@@ -73,16 +79,26 @@ def save_pretrained(
     verify(model)  # so that the state dict knows of filters that were overwritten behind the version counters
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
-        _write_config(model, Path(staged, CONFIG), model_args)
+        _write_config(model, Path(staged, CONFIG), model_args, facts or Facts())
         _check_rebuilds(model, Path(staged))
         tensors = _tensors(model, sparse=sparse, dtype=dtype)
         save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors))
         Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
-        Path(staged, CARD).write_text(model_card(model) if card is None else card, encoding='utf-8')
+        if card is None:
+            card = model_card(model, facts=facts, stored=stored_weights(model, sparse=sparse, dtype=dtype))
+        Path(staged, CARD).write_text(card, encoding='utf-8')
         keeps_card = card == '' or is_foreign_card(directory / CARD)
         for name in (WEIGHTS, CONFIG) if keeps_card else (WEIGHTS, CONFIG, CARD):
             Path(staged, name).replace(directory / name)
     return directory
+
+
+def stored_weights(model: nn.Module, *, sparse: bool = False, dtype: torch.dtype | None = None) -> int:
+    """Return the number of weights in the file that `save_pretrained` writes: no filters of seeds, no packed zeros."""
+    total, whole = count_parameters(model).stored, model.state_dict()
+    packed = _tensors(model, sparse=True, dtype=dtype) if sparse else {}
+    values = {name: tensor for name, tensor in packed.items() if name not in whole and name.endswith('.values')}
+    return total - sum(whole[name.removesuffix('.values')].numel() - tensor.numel() for name, tensor in values.items())
 
 
 def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -> nn.Module:
@@ -114,6 +130,7 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
     if args:  # the run's data config; what timm recommends for testing is of its own weights
         data_config = {**resolve_data_config(args, model=model), 'test_input_size': None, 'test_crop_pct': None}
         model.pretrained_cfg = {**model.pretrained_cfg, **data_config}
+        name_classes(model, run_classes(args))
     return model.eval()
 
 
@@ -211,12 +228,23 @@ def train_arguments(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]
     return {**arguments, **(vars(written) if written else {})}
 
 
+def run_classes(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the classes of a train.py run on a folder of images, in timm's order; [] if the folder is not there."""
+    if not arguments.get('data_dir') or arguments.get('dataset') or arguments.get('class_map'):
+        return []
+    root = Path(arguments['data_dir'])
+    split = next(
+        (root / name for name in (arguments.get('train_split') or 'train', '') if (root / name).is_dir()), root
+    )
+    return sorted((path.name for path in split.iterdir() if path.is_dir()), key=natural_key) if split.is_dir() else []
+
+
 def is_foreign_card(path: Path) -> bool:
     """Return whether there is a model card that somebody else wrote or changed."""
     return path.is_file() and MARKER not in path.read_text(encoding='utf-8', errors='replace')
 
 
-def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | None) -> None:
+def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | None, facts: Facts) -> None:
     """Write timm's own config, and beside it what a reader may want to know of the filters."""
     architecture_of(model)  # before anything is written
     if not hasattr(model, 'num_classes'):
@@ -228,7 +256,10 @@ def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | 
         'shared': any(record.is_shared for record in records),
         'parameters': count_parameters(model)._asdict(),
     }
-    save_config(model, path, model_config={'timm_lc': about}, model_args=dict(model_args or {}))
+    if facts.public():
+        about['training'] = facts.public()
+    config = {'timm_lc': about, 'label_names': class_names(model)}
+    save_config(model, path, model_config=config, model_args=dict(model_args or {}))
 
 
 def _check_rebuilds(model: nn.Module, directory: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_lc.analysis.evaluation import folder_loader
-from timm_lc.checkpoints.card import Facts, model_card
+from timm_lc.checkpoints.card import model_card
 from timm_lc.checkpoints.checkpoint import CARD, WEIGHTS, is_foreign_card, load_model, save_pretrained
+from timm_lc.checkpoints.facts import Facts
 from timm_lc.inputs import input_size
 from timm_lc.naming import architecture_of, has_lc_name
 from timm_lc.transforms.fold import fold
@@ -160,12 +161,13 @@ def _write(
 ) -> tuple[dict[str, Network], list[str]]:
     """Write the files of a form; return the networks read back from them, by file, and notes for the user."""
     if form == 'safetensors':
-        return {WEIGHTS: _save(model, folder, facts, sparse=sparse, dtype=dtype)}, []
+        return {WEIGHTS: _save(model, folder, facts=facts, sparse=sparse, dtype=dtype)}, []
     folded = fold(model)
     if form == 'onnx':
         return {ONNX: _save_onnx(folded, folder / ONNX)}, []
     if form == 'folded' or not has_lc_name(folded):
-        return {WEIGHTS: _save(folded, folder, facts)}, []
+        card = model_card(folded, facts=facts, trained=model)
+        return {WEIGHTS: _save(folded, folder, facts=facts, card=card)}, []
     return _write_program(model, folded, folder, facts)
 
 
@@ -179,16 +181,14 @@ def _write_program(
         written[ONNX] = _save_onnx(folded, folder / ONNX)
     except ModuleNotFoundError as error:
         notes = [note, f'{ONNX} was left out: {error}']
-    card = model_card(folded, is_program=True, has_onnx=ONNX in written, facts=facts)
+    card = model_card(folded, is_program=True, has_onnx=ONNX in written, facts=facts, trained=model)
     (folder / CARD).write_text(card, encoding='utf-8')
     return written, notes
 
 
-def _save(
-    model: nn.Module, folder: Path, facts: Facts | None, *, sparse: bool = False, dtype: torch.dtype | None = None
-) -> Network:
-    save_pretrained(model, folder, sparse=sparse, dtype=dtype, card=model_card(model, facts=facts))
-    return load_model(folder)
+def _save(model: nn.Module, folder: Path, **options: Any) -> Network:
+    """Write a folder of `save_pretrained`, whose options these are, and return the network read back from it."""
+    return load_model(save_pretrained(model, folder, **options))
 
 
 def _program(model: nn.Module) -> torch.export.ExportedProgram:

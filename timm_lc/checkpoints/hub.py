@@ -1,11 +1,8 @@
 """Push networks to the Hugging Face Hub: one commit, from which `timm.create_model('hf-hub:...')` builds them again."""
 
 import copy
-import csv
-import math
 import re
 import tempfile
-from collections.abc import Mapping
 from http.client import responses
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,20 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_lc.checkpoints.card import Facts, model_card
+from timm_lc.checkpoints.card import model_card
 from timm_lc.checkpoints.checkpoint import (
     CARD,
     CONFIG,
     WEIGHTS,
     is_foreign_card,
-    read_checkpoint,
     save_pretrained,
-    train_arguments,
-    weights_file,
+    stored_weights,
 )
 from timm_lc.checkpoints.exporting import ONNX, PROGRAM, export
+from timm_lc.checkpoints.facts import Facts
 from timm_lc.transforms.fold import fold
 
-__all__ = ['push_to_hub', 'read_card', 'read_facts', 'write_repositories']
+__all__ = ['push_to_hub', 'read_card', 'write_repositories']
 
 # What huggingface_hub raises: its own errors and those of the HTTP library below it, whose base is one of these
 FAILURES: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError)
@@ -143,14 +139,17 @@ def write_repositories(
     plain_folder = root / repo_id / PLAIN if plain_repo == repo_id else root / (plain_repo or '')
     plain_files = _write_plain(model, plain_folder) if plain_repo else []
     known: dict[str, Any] = {'has_onnx': plain_folder / ONNX in plain_files, 'facts': facts}
-    text = model_card(model, repo_id, plain_repo=plain_repo, **known) if card is None else card
-    folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, card=text)
+    if card is None:
+        stored = stored_weights(model, sparse=sparse, dtype=dtype)
+        card = model_card(model, repo_id, plain_repo=plain_repo, stored=stored, **known)
+    folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, facts=facts, card=card)
     written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
     if plain_repo == repo_id:
         written[repo_id] += plain_files
     elif plain_repo:
         is_program = plain_folder / PROGRAM in plain_files
-        plain_card = model_card(fold(model), plain_repo, plain_of=repo_id, is_program=is_program, **known)
+        known |= {'plain_of': repo_id, 'is_program': is_program, 'trained': model}
+        plain_card = model_card(fold(model), plain_repo, **known)
         written[plain_repo] = [_write_card(plain_folder, plain_card), *plain_files]
     return written
 
@@ -176,46 +175,6 @@ def read_card(path: str | Path) -> str | None:
     if not Path(path, CONFIG).is_file() or not is_foreign_card(card):
         return None
     return card.read_text(encoding='utf-8')
-
-
-def read_facts(path: str | Path, *, dataset: str | None = None, license: str = 'apache-2.0') -> Facts:
-    """Read what a train.py run tells of a checkpoint: its arguments, and its epoch's row of summary.csv.
-
-    Args:
-        path: As in `load_model`. Of a run's folder it is the best checkpoint.
-        dataset: As in `Facts`.
-        license: As in `Facts`.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint at `path`.
-        ValueError: If it, args.yaml or summary.csv is not readable.
-    """
-    path = weights_file(Path(path))
-    checkpoint = read_checkpoint(path)
-    arguments = train_arguments(path, checkpoint)
-    # with this argument train.py measures the weights, but the checkpoint's moving average is what load_model takes
-    unmeasured = arguments.get('model_ema') and arguments.get('model_ema_force_cpu')
-    epoch = None if unmeasured else checkpoint.get('epoch')
-    return Facts(arguments, _metrics(path.with_name('summary.csv'), epoch), dataset, license)
-
-
-def _metrics(path: Path, epoch: int | None) -> dict[str, float]:
-    """Return the last row of an epoch, or {}; a run that went on in the same folder wrote header and rows again."""
-    header: list[str] = []
-    found: Mapping[str, str] = {}
-    if epoch is None or not path.is_file():
-        return {}
-    try:
-        with path.open(newline='', encoding='utf-8') as file:
-            for row in csv.reader(file):
-                if row[:1] == ['epoch']:
-                    header = row
-                elif row and int(row[0]) == epoch:
-                    found = dict(zip(header, row, strict=True))
-        values = {key: float(value) for key, value in found.items() if value}
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"cannot read {path} as train.py's summary: {error}") from error
-    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
 def _upload(

@@ -3,9 +3,11 @@
 from torch import nn
 
 from timm_lc.inputs import data_config, input_size
-from timm_lc.naming import architecture_of, has_lc_name, is_stock
+from timm_lc.naming import architecture_of, class_names, has_lc_name, is_stock
 
 __all__ = ['usage']
+
+INSTALL = 'It needs timm and `timm_lc`, which `pip install PATH` installs from its wheel or a clone of its repository'
 
 
 def usage(
@@ -25,8 +27,8 @@ def usage(
     is_lc = has_lc_name(model)
     package = ['import timm_lc  # registers the lc_ models'] if is_lc else []
     source = f'hf-hub:{repo_id}' if repo_id else 'local-dir:PATH_OF_THIS_FOLDER'
-    text = _python('import timm', *package, '', f"model = timm.create_model('{source}', pretrained=True).eval()")
-    text += f'\n\n{_classify(model)}'
+    code = _python('import timm', *package, '', f"model = timm.create_model('{source}', pretrained=True).eval()")
+    text = f'{INSTALL if is_lc else "It needs timm alone"}:\n\n{code}\n\n{_classify(model)}'
     if not plain_repo:
         return text
     plain = _plain_usage(model, plain_repo, 'plain/' if plain_repo == repo_id else '', has_onnx)
@@ -46,8 +48,10 @@ def _classify(model: nn.Module) -> str:
         f"image = transform(Image.open('picture.jpg').convert('{mode}'))",
         'with torch.inference_mode():',
         '    probabilities = model(image[None]).softmax(dim=1)',
+        *(["name = model.pretrained_cfg['label_names'][probabilities.argmax()]"] if class_names(model) else []),
     )
-    return f'To classify a picture (class numbers are those of the training set):\n\n{code}'
+    numbers = '' if class_names(model) else ' (class numbers are those of the training set)'
+    return f'To classify a picture{numbers}:\n\n{code}'
 
 
 def _plain_usage(model: nn.Module, repo_id: str, folder: str, has_onnx: bool) -> str:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     """Train one network with several seeds, and print mean and spread."""
     check_model(args.model)
     from timm_lc.analysis.intervals import mean_and_std
-    from timm_lc.paper.runs import train_once
+    from timm_lc.paper.runs import known_values, train_once
     from timm_lc.training.data import load_images
     from timm_lc.training.parallel import in_parallel
     from timm_lc.training.recipe import Run
@@ -45,9 +45,11 @@ def run(args: argparse.Namespace) -> None:
     runs = [Run(args.model, args.model_kwargs, args.seed + index, settings['recipe']) for index in range(args.runs)]
     where = settings['device'], settings['speed']
     tasks = [(run, images, output / f'seed{run.seed}', *where) for run in runs]
+    finished = {run.seed for run, _, folder, *_ in tasks if known_values(folder)}
     for values in in_parallel(train_once, tasks, args.jobs):
         accuracies.append(values['accuracy'])
-        print(f'seed {values["seed"]}: {values["accuracy"]:.2f} % after {values["seconds"]:.0f} s')
+        again = f'; found finished in {output}, not trained again' if values['seed'] in finished else ''
+        print(f'seed {values["seed"]}: {values["accuracy"]:.2f} % after {values["seconds"]:.0f} s{again}', flush=True)
     mean, std = mean_and_std(accuracies)
     spread = '' if std is None else f' ± {std:.2f}'
     print(f'{args.model}: {mean:.2f}{spread} % over {len(accuracies)} run{"s"[: len(accuracies) > 1]}')

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from timm_lc.commands._arguments import check_model
+from timm_lc.naming import PREFIX
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train both networks, print the table, reload and fold the frozen one."""
     check_model(args.model)
+    if not args.model.startswith(PREFIX):
+        raise ValueError(f'`--model` must be an lc_ model, as {PREFIX}{args.model}, got {args.model!r}')
     from timm_lc.training.demo import demonstrate
 
     demonstrate(args.model, epochs=args.epochs, seed=args.seed, data_dir=args.data_dir, output=args.output)

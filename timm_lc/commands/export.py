@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """Write a checkpoint in another form, and print how the two compare."""
     from timm_lc.checkpoints.checkpoint import WEIGHTS
     from timm_lc.checkpoints.exporting import export
-    from timm_lc.checkpoints.hub import read_facts
+    from timm_lc.checkpoints.train_run import read_facts
 
     refuse_to_replace(args.checkpoint, args.output / WEIGHTS)
     done = export(

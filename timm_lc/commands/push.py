@@ -35,14 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='of a dry run: files go to OUTPUT/user/name (%(default)s)',
     )
     parser.add_argument('--dataset', metavar='ID', help='dataset on the Hub that it was trained on')
-    parser.add_argument('--license', default='apache-2.0', help="a licence by the Hub's names (%(default)s)")
+    parser.add_argument('--license', metavar='ID', help="a licence by the Hub's names (default: none is claimed)")
     parser.add_argument('--token', help='of the Hub (default: that of `hf auth login`)')
     parser.add_argument('--message', default='Add model', help='of the commit (%(default)s)')
 
 
 def run(args: argparse.Namespace) -> None:
     """Push a checkpoint, or write what would be pushed, and print the address or the files."""
-    from timm_lc.checkpoints.hub import push_to_hub, read_card, read_facts, write_repositories
+    from timm_lc.checkpoints.hub import push_to_hub, read_card, write_repositories
+    from timm_lc.checkpoints.train_run import read_facts
 
     model = load_checkpoint(args)
     what = {
@@ -64,3 +65,5 @@ def run(args: argparse.Namespace) -> None:
     facts = what['facts']
     if facts.metrics and not facts.dataset_id:
         print('the card names no data set: `--dataset USER/NAME`, its id on the Hub, would', file=sys.stderr)
+    if not facts.license:
+        print('the card claims no licence: `--license ID`, such as apache-2.0 or cc-by-4.0, would', file=sys.stderr)

@@ -22,7 +22,10 @@ from tqdm import tqdm
 from timm_lc.analysis.counting import ParameterCount, count_parameters
 from timm_lc.analysis.evaluation import accuracy, folder_dataset, predict
 from timm_lc.arguments import check_count
-from timm_lc.checkpoints.checkpoint import WEIGHTS, save_pretrained
+from timm_lc.checkpoints.checkpoint import CONFIG, WEIGHTS, save_pretrained
+from timm_lc.checkpoints.facts import Facts
+from timm_lc.filters import check_seed
+from timm_lc.naming import name_classes
 from timm_lc.training.digits import Digits
 from timm_lc.transforms.fold import fold
 
@@ -59,6 +62,7 @@ def demonstrate(model: str, *, epochs: int, seed: int, data_dir: Path | None, ou
         ValueError: If `epochs` is not positive or the data directory is of no use.
     """
     check_count('epochs', epochs)
+    check_seed(seed)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     data = _loaders(model, data_dir, device)
     results = []
@@ -66,7 +70,9 @@ def demonstrate(model: str, *, epochs: int, seed: int, data_dir: Path | None, ou
         torch.manual_seed(seed)
         arguments = {'num_classes': data.num_classes, 'freeze_spatial': label != 'learnable'}
         network = timm.create_model(model, **arguments).to(device)
-        results.append(_train(label, network, data, epochs, output / label.split()[0], device))
+        name_classes(network, data.classes)
+        result = _train(label, network, data, epochs, output / label.split()[0], device)
+        results.append(_save(result, data, f'timm-lc demo --model {model} --epochs {epochs} --seed {seed}', epochs))
     print(f'\n{model}, {epochs} epochs, {data.description}, {device.type}')
     _print_table(results)
     _reload_and_fold(results[0], data, device)
@@ -87,8 +93,14 @@ def _print_table(results: list[Result]) -> None:
 class _Data(NamedTuple):
     train: DataLoader
     held_out: DataLoader
-    num_classes: int
+    classes: list[str]
     description: str
+    name: str
+    option: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
 
 def _loaders(model: str, data_dir: Path | None, device: torch.device) -> _Data:
@@ -96,15 +108,15 @@ def _loaders(model: str, data_dir: Path | None, device: torch.device) -> _Data:
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict(), verbose=False)
     if data_dir is None:
         train, held_out = (Digits(train=train, size=config['input_size'][-1]) for train in (True, False))
-        num_classes, batch_size, workers, augmentation = 10, 64, 0, DIGITS_AUGMENTATION
+        classes, batch_size, workers, augmentation = [*map(str, range(10))], 64, 0, DIGITS_AUGMENTATION
         description = f'{len(train)} handwritten digits, {len(held_out)} held out'
     else:
         train, held_out = (_folder(data_dir, split) for split in ('train', 'validation'))
-        num_classes, augmentation = len(train.reader.class_to_idx), FOLDER_AUGMENTATION
+        classes, augmentation = list(train.reader.class_to_idx), FOLDER_AUGMENTATION
         batch_size = max(2, min(256, len(train) // 8))
         workers = min(4, os.cpu_count() or 1)
-        description = f'{len(train)} images of {num_classes} classes, {len(held_out)} held out'
-        if num_classes < 2 or train.reader.class_to_idx != held_out.reader.class_to_idx:
+        description = f'{len(train)} images of {len(classes)} classes, {len(held_out)} held out'
+        if len(classes) < 2 or train.reader.class_to_idx != held_out.reader.class_to_idx:
             raise ValueError(f'`--data-dir` {data_dir}: train/ and validation/ must hold the same two or more classes')
     common = {
         'input_size': config['input_size'], 'mean': config['mean'], 'std': config['std'], 'num_workers': workers,
@@ -113,8 +125,10 @@ def _loaders(model: str, data_dir: Path | None, device: torch.device) -> _Data:
     return _Data(
         create_loader(train, batch_size=batch_size, is_training=True, **augmentation, **common),
         create_loader(held_out, batch_size=256, crop_pct=1.0, **common),
-        num_classes,
+        classes,
         description,
+        data_dir.resolve().name if data_dir else 'handwritten digits',
+        ' --data-dir DIR' if data_dir else '',
     )
 
 
@@ -129,7 +143,7 @@ def _folder(root: Path, split: str) -> Any:
 
 def _train(label: str, model: nn.Module, data: _Data, epochs: int, directory: Path, device: torch.device) -> Result:
     """Train one network and save it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    _empty(directory)
     optimizer = create_optimizer_v2(model, opt='sgd', lr=0.1, weight_decay=5e-4, momentum=0.9)
     scheduler, _ = create_scheduler_v2(
         optimizer, num_epochs=epochs, warmup_epochs=1, warmup_lr=0.01, step_on_epochs=False,
@@ -145,8 +159,25 @@ def _train(label: str, model: nn.Module, data: _Data, epochs: int, directory: Pa
             bar.write(f'{label}: epoch {epoch + 1}/{epochs}, loss {loss:.4f}, held-out accuracy {percent:.2f}%')
             saver.save_checkpoint(epoch, metric=percent)
     seconds = time.perf_counter() - started
-    path = save_pretrained(model, directory) / WEIGHTS
-    return Result(label, percent, count_parameters(model), seconds, path.stat().st_size, model, path)
+    return Result(label, percent, count_parameters(model), seconds, 0, model, directory / WEIGHTS)
+
+
+def _empty(directory: Path) -> None:
+    """Make a run's folder, or remove from it what an earlier demo left, whose checkpoints `push` would take."""
+    directory.mkdir(parents=True, exist_ok=True)
+    left = [path for path in directory.iterdir() if path.name in (WEIGHTS, CONFIG) or path.name.endswith('.pth.tar')]
+    if left:
+        print(f'{directory}: the network of an earlier run there is replaced', flush=True)
+    for path in left:
+        path.unlink()
+
+
+def _save(result: Result, data: _Data, command: str, epochs: int) -> Result:
+    """Save a trained network with what is to be told of it."""
+    metrics = {'epoch': epochs - 1, 'eval_top1': result.accuracy}
+    facts = Facts({'dataset': data.name}, metrics, command=f'{command}{data.option}')
+    path = save_pretrained(result.model, result.path.parent, facts=facts) / WEIGHTS
+    return result._replace(size=path.stat().st_size)
 
 
 def _train_epoch(

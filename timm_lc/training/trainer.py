@@ -24,6 +24,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
+from timm_lc.naming import name_classes
+from timm_lc.training.account import differences, run_facts
 from timm_lc.training.data import Images, augment
 from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
 from timm_lc.training.recipe import Recipe, Run, Speed
@@ -88,8 +90,10 @@ def train(
         with torch.random.fork_rng():
             images = images.map(lambda tensor: tensor.to(device))
             _train_epochs(model, optimizer, run, images, directory, speed, start, deadline)
-    save_pretrained(model, directory)
-    return float(read_lines(directory / METRICS)[-1]['accuracy'])
+    last = read_lines(directory / METRICS)[-1]
+    name_classes(model, images.classes)
+    save_pretrained(model, directory, facts=run_facts(run, images.name, last))
+    return float(last['accuracy'])
 
 
 def _train_epochs(
@@ -237,9 +241,9 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
     what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
     if any((directory / name).is_file() for name in (STATE, WEIGHTS)):
         known = read_json(path).get('run', {})
-        differing = [key for key in what if known.get(key) != what[key]]
+        differing = differences(known, what)
         if differing:
-            raise ValueError(f'{directory} holds another run: {", ".join(differing)} differ; give another folder')
+            raise ValueError(f'{directory} holds another run: {", ".join(differing)}; give another folder')
         return
     machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
     where = {**machine, **versions(), **dataclasses.asdict(speed)}

@@ -1,0 +1,66 @@
+"""What a checkpoint's own folder tells of its training."""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from timm_lc.checkpoints.checkpoint import CONFIG, WEIGHTS, read_checkpoint, train_arguments, weights_file
+from timm_lc.checkpoints.facts import Facts
+
+__all__ = ['read_facts']
+
+
+def read_facts(path: str | Path, *, dataset: str | None = None, license: str | None = None) -> Facts:
+    """Read what is told of a checkpoint's training, by its config or by the train.py run that it is of.
+
+    Of a run that is its arguments, and its epoch's row of summary.csv.
+
+    Args:
+        path: As in `load_model`. Of a run's folder it is the best checkpoint.
+        dataset: As in `Facts`; None is what the config says.
+        license: As in `Facts`; None is what the config says.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at `path`.
+        ValueError: If it, args.yaml or summary.csv is not readable.
+    """
+    path = weights_file(Path(path))
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file():
+        facts = _read_config(path.with_name(CONFIG))
+        return dataclasses.replace(facts, dataset=dataset or facts.dataset, license=license or facts.license)
+    checkpoint = read_checkpoint(path)
+    arguments = train_arguments(path, checkpoint)
+    # with this argument train.py measures the weights, but the checkpoint's moving average is what load_model takes
+    unmeasured = arguments.get('model_ema') and arguments.get('model_ema_force_cpu')
+    epoch = None if unmeasured else checkpoint.get('epoch')
+    return Facts(arguments, _metrics(path.with_name('summary.csv'), epoch), dataset, license)
+
+
+def _read_config(path: Path) -> Facts:
+    """Return what `save_pretrained` wrote into config.json."""
+    try:
+        return Facts(**json.loads(path.read_text(encoding='utf-8')).get('timm_lc', {}).get('training', {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'cannot read {path}: {error}') from error
+
+
+def _metrics(path: Path, epoch: int | None) -> dict[str, float]:
+    """Return the last row of an epoch, or {}; a run that went on in the same folder wrote header and rows again."""
+    header: list[str] = []
+    found: Mapping[str, str] = {}
+    if epoch is None or not path.is_file():
+        return {}
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            for row in csv.reader(file):
+                if row[:1] == ['epoch']:
+                    header = row
+                elif row and int(row[0]) == epoch:
+                    found = dict(zip(header, row, strict=True))
+        values = {key: float(value) for key, value in found.items() if value}
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"cannot read {path} as train.py's summary: {error}") from error
+    return {key: value for key, value in values.items() if math.isfinite(value)}
