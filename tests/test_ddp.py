@@ -18,8 +18,17 @@ BUILDS = {
     'expanded, shared': lambda: share_weights(add_linear_combinations(plain(), 2, seed=3), seed=3, recycle=2),
     'kept': lambda: freeze_spatial(plain(), seed=None),
 }
-# Filters kept as they are differ between the ranks' seeds, unless rank 0 broadcasts its own.
-CASES = [case for case in itertools.product(BUILDS, (True, False)) if case != ('kept', False)]
+CASES = list(itertools.product(BUILDS, (True, False)))
+# The same networks, with filters of another seed or kind
+OTHER = {
+    'frozen': lambda: freeze_spatial(timm.create_model('test_resnet', num_classes=4), seed=7),
+    'shared': lambda: share_weights(timm.create_model('test_resnet', num_classes=4), seed=7),
+    'expanded, shared': lambda: share_weights(add_linear_combinations(plain(), 2), seed=7, recycle=2),
+    'overwritten': lambda: freeze_spatial(plain(), seed=3),
+    'drawn, kept': lambda: freeze_spatial(plain(), seed=None),
+}
+BUILDS |= {name: lambda: freeze_spatial(plain(), seed=3) for name in ('overwritten', 'drawn, kept')}
+LOADED = list(itertools.product([*OTHER, 'kept'], (True, False)))
 
 
 def plain():
@@ -60,11 +69,35 @@ def train_rank(build, broadcast_buffers, rank):
     return {'drawn': drawn, 'after': spatial_filters(model), 'start': start, 'end': learned(model), 'losses': losses}
 
 
+def load_on_the_first_rank(build, broadcast_buffers, rank):
+    """Compute after rank 0 alone has loaded a checkpoint of other filters, or rank 1 has overwritten its own."""
+    torch.manual_seed(0)
+    model, source = BUILDS[build](), (freeze_spatial(plain(), seed=None) if build == 'kept' else OTHER[build]())
+    if rank == 0:
+        model.load_state_dict(source.state_dict())
+    elif build == 'overwritten':
+        nn.init.zeros_(model[0].weight)
+    parallel = DistributedDataParallel(model, broadcast_buffers=broadcast_buffers)
+    hooks = [len(model._forward_pre_hooks)]
+    copy.deepcopy(model)
+    copied = parallel(torch.ones(2, 3, 32, 32)).detach()
+    hooks.append(len(model._forward_pre_hooks))
+    state = model.state_dict()
+    return {
+        'filters': spatial_filters(model),
+        'hooks': hooks,
+        'logits': copied,
+        'expected': spatial_filters(source),
+    } | {'records': {name: tensor for name, tensor in state.items() if name.endswith('record')}}
+
+
 def run_rank(rank, folder):
     """Train all cases in one process of two."""
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
-    torch.save({case: train_rank(*case, rank) for case in CASES}, f'{folder}/rank{rank}.pt')
+    results = {case: train_rank(*case, rank) for case in CASES}
+    results |= {('loaded', *case): load_on_the_first_rank(*case, rank) for case in LOADED}
+    torch.save(results, f'{folder}/rank{rank}.pt')
     distributed.destroy_process_group()
 
 
@@ -119,3 +152,20 @@ def test_filters_that_a_seed_gives_are_not_broadcast(build):
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     assert ignored >= {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
     assert not ignored & set(dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize('case', LOADED)
+def test_a_checkpoint_that_only_rank_0_has_loaded_reaches_all_ranks(case, ranks):
+    one, two = (rank[('loaded', *case)] for rank in ranks)
+    for rank in (one, two):
+        assert rank['hooks'] == [1, 0]  # compared in the first forward, and never again
+        assert all(torch.equal(filters, one['expected'][name]) for name, filters in rank['filters'].items())
+        assert rank['records'].keys() == one['records'].keys()
+        assert all(torch.equal(record, one['records'][name]) for name, record in rank['records'].items())
+    assert one['expected'].keys() == one['filters'].keys()
+
+
+def test_a_network_outside_a_distributed_run_has_no_hook_to_compare_filters():
+    model = BUILDS['frozen']()
+    assert list(copy.deepcopy(model)._ddp_params_and_buffers_to_ignore) == list(model._ddp_params_and_buffers_to_ignore)
+    assert not model._forward_pre_hooks

@@ -11,7 +11,10 @@ PACKAGE = Path(timm_lc.__file__).parent
 # DESIGN's layout: a folder imports only from those above it, a file only from files above it in its folder
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
-    'layers': ['shared', 'recorded', 'changes', 'frozen', 'verify', 'packing', 'lc_conv', 'lc_pair', 'held', 'adapter'],
+    'layers': [
+        'shared', 'recorded', 'changes', 'frozen', 'verify', 'ranks', 'packing', 'lc_conv', 'lc_pair', 'held',
+        'adapter',
+    ],
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'prune', 'options', 'fold'],
     'analysis': [

@@ -15,6 +15,7 @@ from timm_lc.filters import (
 )
 from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
+from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.layers.shared import is_shared
 from timm_lc.layers.verify import restore
 from timm_lc.spatial import FilterFn, matched_convolutions
@@ -84,12 +85,13 @@ def settle(model: nn.Module) -> None:
 
     DistributedDataParallel is spared the broadcast of filters that every rank draws for itself; kept ones need it.
     """
-    model._ddp_params_and_buffers_to_ignore = [
+    names = [
         f'{name}.{tensor}'.lstrip('.')
         for name, module in model.named_modules(remove_duplicate=False)
         if is_frozen(module) and not module.filter_record.is_kept
         for tensor, _ in module.named_buffers()
     ]
+    model._ddp_params_and_buffers_to_ignore = LeftToRanks(names, model)
     if callable(getattr(model, 'init_weights', None)):
         model.init_weights = functools.partial(_init_weights, model)
 
