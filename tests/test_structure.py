@@ -12,11 +12,11 @@ PACKAGE = Path(timm_lc.__file__).parent
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
     'layers': [
-        'shared', 'recorded', 'changes', 'frozen', 'verify', 'ranks', 'packing', 'lc_conv', 'lc_pair', 'held',
-        'adapter',
+        'shared', 'recorded', 'changes', 'frozen', 'verify', 'ranks', 'packing', 'gram', 'implicit', 'lc_conv',
+        'lc_pair', 'held', 'adapter',
     ],
     'optim': [],
-    'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'prune', 'options', 'fold'],
+    'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'convert', 'prune', 'options', 'fold'],
     'analysis': [
         'metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing', 'memory', 'floors',
     ],
@@ -86,7 +86,7 @@ def test_public_names_are_these():
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
         'describe', 'add_adapters', 'remove_adapters', 'prune_pointwise', 'save_pretrained', 'push_to_hub',
-        'verify',
+        'to_implicit', 'to_explicit', 'verify',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}
     assert functions | {'models'} <= public <= functions | submodules

@@ -14,6 +14,8 @@ from .layers.verify import verify as verify
 from .transforms.adapt import add_adapters as add_adapters
 from .transforms.adapt import remove_adapters as remove_adapters
 from .transforms.combine import add_linear_combinations as add_linear_combinations
+from .transforms.convert import to_explicit as to_explicit
+from .transforms.convert import to_implicit as to_implicit
 from .transforms.fold import fold as fold
 from .transforms.freeze import freeze_spatial as freeze_spatial
 from .transforms.prune import prune_pointwise as prune_pointwise

@@ -1,8 +1,10 @@
 """Random filters as a function of (seed, stream), and the record that names them; their scale is appendix D's."""
 
+import itertools
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +35,7 @@ SHARED_STREAM = 0
 KEPT, UNIFORM, ORTHOGONAL, EXPECTED = 0, 1, 2, 3
 FILTER_SETS = {'uniform': UNIFORM, 'orthogonal': ORTHOGONAL, 'expected': EXPECTED}
 
+_BLOCK_VALUES = 1 << 20  # filter values that are in memory at a time where a sum over all filters is wanted
 # version, filter set, groups - 1, seed, stream, period, shape, gain, CRC-32 of the filters; then the CRC-32 of these
 _LAYOUT = struct.Struct('<BBHIIIIIHHdI')
 _CHECKSUM = struct.Struct('<I')
@@ -122,6 +125,32 @@ class FilterRecord:
         values = random_values(self.seed, self.stream, drawn, scale)
         return values if drawn == self.numel else np.resize(values, self.numel)
 
+    def blocks(self, groups: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the filters in order, (rows, C_in/groups, k_h, k_w): whole groups, or a part of one.
+
+        Each block is in float32, and in float64 as layers in double precision compute: they scale a shared vector
+        without rounding to float32.
+        """
+        rows, fan = self.shape[0] // groups, math.prod(self.shape[1:])
+        step = max(1, _BLOCK_VALUES // fan)
+        if rows <= step:
+            starts = list(range(0, self.shape[0], step // rows * rows))
+        else:
+            starts = [group * rows + row for group in range(groups) for row in range(0, rows, step)]
+        whole = self.filters() if self.filter_set != UNIFORM else None
+        vector = random_values(self.seed, self.stream, self.period) if self.period else None
+        for start, stop in itertools.pairwise([*starts, self.shape[0]]):
+            units = self._units(start * fan, stop * fan, vector) if whole is None else whole[start:stop]
+            units = units.reshape(-1, *self.shape[1:])
+            filters = units if whole is not None else units * np.float32(self.scale)
+            yield filters, units * np.float64(self.scale) if self.is_shared else np.float64(filters)
+
+    def _units(self, start: int, stop: int, vector: np.ndarray | None) -> np.ndarray:
+        """Return values number `start` to `stop` before scaling, of a stream that repeats `vector` if it is given."""
+        if vector is None:
+            return random_values(self.seed, self.stream, stop - start, start=start)
+        return vector.take(np.arange(start, stop), mode='wrap')
+
     def _orthogonalised(self, values: np.ndarray) -> np.ndarray:
         """Make (R/groups, fan) orthogonal in each group: its rows, or its columns where there are fewer of them.
 
@@ -135,13 +164,13 @@ class FilterRecord:
         columns = orthonormal_rows(np.swapaxes(matrix, 1, 2))
         return np.swapaxes(np.float32(columns * (self.gain * math.sqrt(rows / (3 * fan)))), 1, 2)
 
-    def encode(self, filters: np.ndarray | None) -> np.ndarray:
-        """Return the record as digits, float32 (RECORD_DIGITS,), with the fingerprint of `filters` (0 for kept ones).
+    def encode(self, filters: np.ndarray | int | None) -> np.ndarray:
+        """Return the record as digits, float32 (RECORD_DIGITS,), with the fingerprint of `filters`, or that itself.
 
         Each is an integer in [0, 15]: half precision holds it, and averages, moving averages and differences of whole
         state dicts leave at most rounding, which `decode` takes away.
         """
-        crc = 0 if filters is None else fingerprint(filters)
+        crc = fingerprint(filters) if isinstance(filters, np.ndarray) else filters or 0
         packed = _LAYOUT.pack(
             VERSION, self.filter_set, self.groups - 1, self.seed, self.stream, self.period, *self.shape, self.gain, crc
         )

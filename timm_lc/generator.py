@@ -32,14 +32,15 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def random_values(seed: int, stream: int, length: int, scale: float = 1.0) -> np.ndarray:
-    """Draw the first `length` values of a stream, independent of how many are asked for.
+def random_values(seed: int, stream: int, length: int, scale: float = 1.0, start: int = 0) -> np.ndarray:
+    """Draw `length` values of a stream, the first ones or from `start`, independent of how many are asked for.
 
     Args:
         seed: Filter seed in [0, 2**32).
         stream: Stream in [0, 2**24); 0 is the vector that all shared layers slice.
         length: Number of values.
         scale: Factor of all values, rounded to float32.
+        start: Number of values of the stream before them.
 
     Returns:
         float32 (length,), odd multiples of 2**-24 in (-1, 1), uniform and symmetric, times `scale`.
@@ -49,12 +50,14 @@ def random_values(seed: int, stream: int, length: int, scale: float = 1.0) -> np
         True
     """
     check_seed(seed)
+    if skipped := start % _PER_COUNT:
+        return random_values(seed, stream, skipped + length, scale, start - skipped)[skipped:]
     values = np.empty(length, np.float32)
     factor = np.float32(scale) * np.float32(2.0**-24)  # a power of two: one product rounds as two would
 
-    def draw(start: int, stop: int) -> None:
-        generator = np.random.Philox(key=[seed, stream]).advance(start // _PER_COUNT)
-        for first in range(start, stop, _BLOCK):
+    def draw(begin: int, stop: int) -> None:
+        generator = np.random.Philox(key=[seed, stream]).advance((start + begin) // _PER_COUNT)
+        for first in range(begin, stop, _BLOCK):
             block = values[first : min(first + _BLOCK, stop)]
             words = generator.random_raw(-(-len(block) // 2)).astype('<u8', copy=False).view('<u4')[: len(block)]
             words >>= 8  # the upper 24 bits, v

@@ -158,6 +158,10 @@ class L1Optimizer(Optimizer):
     def _report(self) -> None:
         """Log once which tensors the penalty concerns."""
         tensors = [p for group in self.param_groups for p in group['params']]
+        if any(getattr(p, 'is_implicit', False) for p in tensors):
+            raise ValueError(
+                '`l1` penalises pointwise weights, which implicit LC-Blocks have not: use `implicit=False`'
+            )
         shapes = Counter(tuple(p.shape) for p in tensors if _is_pointwise(p))
         if not shapes:
             raise ValueError(f'`l1` penalises pointwise convolution weights, and none of {len(tensors)} tensors is one')

@@ -296,7 +296,7 @@ ERRORS = {
     'CondConv2d, expand': (lambda: add_linear_combinations(with_cond_conv(), 2), 'layer `1` is a CondConv2d'),
     'other expansion': (
         lambda: add_linear_combinations(add_linear_combinations(small(), 2), 3),
-        '`expansion` is 3, but layer `0` has LC-Blocks of 2 already',
+        '`expansion` is 3, but layer `0` has LC-Blocks of 2',
     ),
     'share, expand': (
         lambda: add_linear_combinations(share_weights(small()), 2),

@@ -43,10 +43,12 @@ def describe_filters(conv: nn.Conv2d) -> str:
     return f'{"shared" if record.is_shared else "frozen"}, seed={record.seed}{period}'
 
 
-def named_record(conv: nn.Conv2d, name: str, seed: int, gain: float, filters: str = 'uniform') -> FilterRecord:
-    """Return the record of the unshared filters of the layer `name`, of a filter set that has filters."""
+def named_record(
+    conv: nn.Conv2d, name: str, seed: int, gain: float, filters: str = 'uniform', *, implicit: bool = False
+) -> FilterRecord:
+    """Return the record of the unshared filters of the layer `name`; only implicit LC-Blocks have expected ones."""
     filter_set = check_filters(filters)
-    if filter_set == EXPECTED:
+    if filter_set == EXPECTED and not implicit:
         raise ValueError("`filters='expected'` has no filters: it needs `implicit=True`")
     groups = conv.groups if filter_set == ORTHOGONAL else 1
     return FilterRecord(filter_shape(conv), seed, layer_stream(name), 0, float(gain), filter_set, groups)

@@ -1,6 +1,7 @@
 """The LC-Block, computed as one convolution (definition 3.1, section 4.2, figure 5)."""
 
 import dataclasses
+import inspect
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.common_types import _size_2_t
 from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
+from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
 from timm_lc.layers.shared import is_shared, repeat_to
 
 __all__ = ['LCConv2d', 'combine']
@@ -71,7 +73,9 @@ class LCConv2d(nn.Module):
         expansion: E, spatial filters for each output channel.
         freeze_spatial: Whether the filters keep their random values.
         seed: Filter seed in [0, 2**32).
-        filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`).
+        implicit: Whether to return an `ImplicitLCConv2d`, which learns P W itself and trains alike under SGD.
+        filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`); in the implicit form
+            'expected' as well, the limit of many filters.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W'), as `nn.Conv2d`.
@@ -81,6 +85,30 @@ class LCConv2d(nn.Module):
         >>> block(torch.zeros(1, 16, 8, 8)).shape, block.spatial.weight.shape
         (torch.Size([1, 32, 8, 8]), torch.Size([256, 16, 3, 3]))
     """
+
+    def __new__(cls, *args: Any, implicit: bool = False, **kwargs: Any) -> Any:
+        """Return a block of this form, or of the implicit one, a class of its own."""
+        if not implicit:
+            return super().__new__(cls)
+        names = list(inspect.signature(cls.__init__).parameters)[1:]
+        return cls._implicit(**dict(zip(names, args, strict=False)), **kwargs)
+
+    @classmethod
+    def _implicit(
+        cls,
+        *,
+        expansion: int = 1,
+        freeze_spatial: bool = True,
+        seed: int = 0,
+        filters: str = 'uniform',
+        device: Any = None,
+        **geometry: Any,
+    ) -> ImplicitLCConv2d:
+        if not freeze_spatial:
+            raise ValueError('`implicit=True` needs `freeze_spatial=True`: G is fixed')
+        conv = nn.Conv2d(**{'bias': False, **geometry}, device='meta')
+        record = named_record(conv, 'spatial', check_seed(seed), 1.0, filters, implicit=True)
+        return ImplicitLCConv2d.from_convolution(conv, check_count('expansion', expansion), record, device)
 
     def __init__(
         self,
@@ -95,6 +123,7 @@ class LCConv2d(nn.Module):
         padding_mode: str = 'zeros',
         expansion: int = 1,
         freeze_spatial: bool = True,
+        implicit: bool = False,
         seed: int = 0,
         filters: str = 'uniform',
         device: Any = None,
@@ -110,8 +139,8 @@ class LCConv2d(nn.Module):
 
     @classmethod
     def from_convolution(
-        cls, conv: nn.Conv2d, expansion: int, record: FilterRecord, *, freeze_spatial: bool
-    ) -> 'LCConv2d':
+        cls, conv: nn.Conv2d, expansion: int, record: FilterRecord, *, freeze_spatial: bool, implicit: bool = False
+    ) -> Any:
         """Return an LC-Block of the same geometry as `conv`, with filters of the record's seed, stream and gain.
 
         Raises:
@@ -119,6 +148,8 @@ class LCConv2d(nn.Module):
         """
         if type(conv) not in (nn.Conv2d, Conv2dSame):
             raise ValueError(f'a {type(conv).__name__} has no LC-Block: `expansion` needs nn.Conv2d or Conv2dSame')
+        if implicit:
+            return ImplicitLCConv2d.from_convolution(conv, expansion, record, conv.weight.device)
         block = cls.__new__(cls)
         nn.Module.__init__(block)
         block._build(conv, check_count('expansion', expansion), record, freeze_spatial, conv.weight.device)
@@ -132,12 +163,13 @@ class LCConv2d(nn.Module):
         self.pads_same = isinstance(conv, Conv2dSame)
         rows, has_bias, dtype = expansion * conv.out_channels, conv.bias is not None, conv.weight.dtype
         # built empty: drawing PyTorch's own initial filters would cost time and move the global random state
-        self.spatial = _like(conv, rows, bias=False).to_empty(device=device or torch.get_default_device())
+        self.spatial = plain_convolution(conv, rows, bias=False).to_empty(device=device or torch.get_default_device())
         self.pointwise = nn.Conv2d(
             rows, conv.out_channels, 1, groups=conv.groups, bias=has_bias, device=device, dtype=dtype
         )
         record = dataclasses.replace(record, shape=filter_shape(self.spatial))
         (freeze_convolution if freeze_spatial else seed_convolution)(self.spatial, record)
+        self.register_load_state_dict_pre_hook(_refuse_implicit)
 
     def effective_weight(self) -> Tensor:
         """Return P W, (C_out, C_in/groups, k_h, k_w)."""
@@ -184,7 +216,7 @@ class LCConv2d(nn.Module):
                     f'`{name}` of an LC-Block is hooked, replaced or reparameterised by another tool, which merging '
                     'would lose: let that tool merge or remove its own first'
                 )
-        fused = _like(self.spatial, self.out_channels, bias=self.pointwise.bias is not None)
+        fused = plain_convolution(self.spatial, self.out_channels, bias=self.pointwise.bias is not None)
         fused = fused.to_empty(device=self.pointwise.weight.device).train(self.training)
         weight = combine(self.pointwise.weight.double(), self.spatial.weight.double(), self.groups)
         fused.weight.copy_(weight)
@@ -205,11 +237,19 @@ def _is_plain(conv: nn.Module) -> bool:
     return not hooked and 'forward' not in conv.__dict__
 
 
-def _like(conv: nn.Conv2d, out_channels: int, *, bias: bool) -> nn.Conv2d:
-    """Return a convolution on the meta device with the geometry of `conv`, `Conv2dSame` if it is one."""
-    geometry: dict[str, Any] = {'stride': conv.stride, 'dilation': conv.dilation, 'groups': conv.groups, 'bias': bias}
-    geometry |= {'device': 'meta', 'dtype': conv.weight.dtype}
-    if isinstance(conv, Conv2dSame):
-        return Conv2dSame(conv.in_channels, out_channels, conv.kernel_size, **geometry)
-    geometry |= {'padding': conv.padding, 'padding_mode': conv.padding_mode}
-    return nn.Conv2d(conv.in_channels, out_channels, conv.kernel_size, **geometry)
+def _refuse_implicit(
+    block: LCConv2d,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: dict,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Say how to load a checkpoint of the implicit form, of which P is not the only one that gives P W."""
+    if f'{prefix}lc_record' in state_dict:
+        error_msgs.append(
+            f'layer `{prefix[:-1]}`: the checkpoint is of implicit LC-Blocks: build the model with `implicit=True`, '
+            f'load it, then call `timm_lc.to_explicit(model)`'
+        )

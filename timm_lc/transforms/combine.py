@@ -5,6 +5,7 @@ from torch import nn
 from timm_lc.arguments import check_count
 from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions
@@ -21,6 +22,7 @@ def add_linear_combinations(
     filter_fn: FilterFn | None = None,
     *,
     gain: float = 1.0,
+    implicit: bool = False,
     filters: str = 'uniform',
 ) -> nn.Module:
     """Replace, in place, each spatial convolution by an `LCConv2d` of the same geometry; return `model`.
@@ -33,8 +35,9 @@ def add_linear_combinations(
         seed: Filter seed in [0, 2**32).
         freeze_spatial: Whether the filters keep their random values.
         filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are replaced.
-        gain: As in `freeze_spatial`, like `filters`.
-        filters: The filter set.
+        gain: As in `freeze_spatial`.
+        implicit: Whether the blocks learn P W itself, an `ImplicitLCConv2d` each, which trains alike under SGD.
+        filters: As in `freeze_spatial`; implicit blocks have 'expected' as well, the limit of many filters.
 
     Raises:
         ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
@@ -43,23 +46,27 @@ def add_linear_combinations(
     check_count('expansion', expansion)
     check_seed(seed)
     check_gain(gain)
+    if implicit and not freeze_spatial:
+        raise ValueError('`implicit=True` needs `freeze_spatial=True`: where filters learn, G is not fixed')
     blocks: dict[nn.Module, nn.Module] = {}
     for name, conv in matched_convolutions(model, filter_fn):
         parent = name.rpartition('.')[0]
-        holder = model.get_submodule(parent)
-        if isinstance(holder, LCConv2d):
+        holder = conv if isinstance(conv, ImplicitLCConv2d) else model.get_submodule(parent)
+        if isinstance(holder, LCConv2d | ImplicitLCConv2d):
             if holder.expansion != expansion:
                 raise ValueError(
-                    f'`expansion` is {expansion}, but layer `{parent}` has LC-Blocks of {holder.expansion} already'
+                    f'`expansion` is {expansion}, but layer `{parent or name}` has LC-Blocks of {holder.expansion}'
                 )
             continue
         if not name:
             raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
         if is_shared(conv):
             raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
-        record = named_record(conv, f'{name}.spatial', seed, gain, filters)
+        record = named_record(conv, f'{name}.spatial', seed, gain, filters, implicit=implicit)
         try:
-            blocks[conv] = LCConv2d.from_convolution(conv, expansion, record, freeze_spatial=freeze_spatial)
+            blocks[conv] = LCConv2d.from_convolution(
+                conv, expansion, record, freeze_spatial=freeze_spatial, implicit=implicit
+            )
         except ValueError as error:
             raise ValueError(f'layer `{name}`: {error}') from None
     replace_modules(model, blocks)

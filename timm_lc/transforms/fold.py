@@ -9,6 +9,7 @@ from torch import nn
 from timm_lc._timm import describe_as, replace_arguments
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolution
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.packing import remove_unpacking
@@ -39,7 +40,7 @@ def fold(model: nn.Module) -> nn.Module:
     if pair := next((name for name, module in model.named_modules() if isinstance(module, LCPair)), None):
         raise ValueError(f'layer `{pair}` has an operation between its two convolutions, which then fold into none')
     folded = copy.deepcopy(model)
-    merged = LCConv2d | AdaptedConv2d
+    merged = LCConv2d | ImplicitLCConv2d | AdaptedConv2d
     if isinstance(folded, merged):
         return folded.fuse()
     replace_modules(folded, {module: module.fuse() for module in folded.modules() if isinstance(module, merged)})

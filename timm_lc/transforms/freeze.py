@@ -15,6 +15,7 @@ from timm_lc.filters import (
 )
 from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.layers.shared import is_shared
 from timm_lc.layers.verify import restore
@@ -63,7 +64,7 @@ def freeze_spatial(
                 f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights'
             )
     for name, conv in matched:
-        if is_shared(conv) and not (seed is None and is_changed(conv)):
+        if isinstance(conv, ImplicitLCConv2d) or (is_shared(conv) and not (seed is None and is_changed(conv))):
             continue
         if seed is not None:
             freeze_convolution(conv, named_record(conv, name, seed, gain, filters))
@@ -88,7 +89,7 @@ def settle(model: nn.Module) -> None:
     names = [
         f'{name}.{tensor}'.lstrip('.')
         for name, module in model.named_modules(remove_duplicate=False)
-        if is_frozen(module) and not module.filter_record.is_kept
+        if (is_frozen(module) and not module.filter_record.is_kept) or isinstance(module, ImplicitLCConv2d)
         for tensor, _ in module.named_buffers()
     ]
     model._ddp_params_and_buffers_to_ignore = LeftToRanks(names, model)

@@ -5,10 +5,11 @@ import math
 
 from torch import nn
 
-from timm_lc.filters import UNIFORM, check_filters
+from timm_lc.filters import EXPECTED, UNIFORM, check_filters
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.transforms.combine import add_linear_combinations, replace_modules
+from timm_lc.transforms.convert import to_implicit
 from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
 from timm_lc.transforms.share import share_weights
 
@@ -27,10 +28,12 @@ class LCOptions:
         expansion: E turns each spatial convolution into an LC-Block; None leaves combining to the architecture.
         between: 'relu', 'bn' or 'bn_relu' between the two convolutions of each LC-Block (second version, table 3),
             which then are computed one after the other and do not fold; None is nothing, as the paper's LC-Block has.
+        implicit: Whether LC-Blocks learn P W itself, at the plain network's cost; they train alike under SGD.
         seed: Filter seed in [0, 2**32), independent of the training seed.
         gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
             or sqrt(6) (He) for a network without norms.
-        filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`).
+        filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`);
+            with `implicit=True` also 'expected', the limit of many filters.
     """
 
     freeze_spatial: bool = True
@@ -39,12 +42,13 @@ class LCOptions:
     shared_length: int | None = None
     expansion: int | None = None
     between: str | None = None
+    implicit: bool = False
     seed: int = 0
     gain: float | None = None
     filters: str = 'uniform'
 
     def __post_init__(self) -> None:
-        for name in ('freeze_spatial', 'share_weights'):
+        for name in ('freeze_spatial', 'share_weights', 'implicit'):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f'`{name}` must be True or False, got {getattr(self, name)!r}')
         if self.share_weights and not self.freeze_spatial:
@@ -58,12 +62,33 @@ class LCOptions:
         if self.between is not None and self.expansion is None:
             raise ValueError(f'`between` needs `expansion`, the LC-Blocks that it is in; got {self.between!r} alone')
 
+        check_filters(self.filters)
+        if self.implicit:
+            self._check_implicit()
+        elif check_filters(self.filters) == EXPECTED:
+            raise ValueError("`filters='expected'` has no filters: it needs `implicit=True`")
+
+    def _check_implicit(self) -> None:
+        if self.expansion is None:
+            raise ValueError('`implicit=True` needs `expansion`, the LC-Blocks that it is about')
+        if not self.freeze_spatial:
+            raise ValueError('`implicit=True` needs `freeze_spatial=True`: where filters learn, G is not fixed')
+        if self.between is not None:
+            raise ValueError(f'`implicit=True` has nothing between the two convolutions, got {self.between!r}')
+
     def apply(self, model: nn.Module) -> nn.Module:
         """Transform a stock network in place."""
         gain = self.gain if self.gain is not None else 1.0 if _has_norm(model) else math.sqrt(6)
         if self.expansion is not None:
+            is_implicit = self.implicit and not self.share_weights  # slices of one vector need all layers first
             add_linear_combinations(
-                model, self.expansion, self.seed, self.freeze_spatial, gain=gain, filters=self.filters
+                model,
+                self.expansion,
+                self.seed,
+                self.freeze_spatial,
+                gain=gain,
+                implicit=is_implicit,
+                filters=self.filters,
             )
         elif self.freeze_spatial:
             freeze_spatial(model, self.seed, gain=gain, filters=self.filters)
@@ -73,6 +98,8 @@ class LCOptions:
             _separate(model, self.between)
         if self.share_weights:
             share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
+            if self.implicit:
+                to_implicit(model)
         return model
 
 

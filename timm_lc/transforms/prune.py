@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.spatial import pointwise_convolutions
 
 __all__ = ['LayerSparsity', 'pointwise_sparsity', 'prune_pointwise']
@@ -41,6 +42,8 @@ def prune_pointwise(model: nn.Module, amount: float) -> nn.Module:
         24550
     """
     check_amount(amount)
+    if any(isinstance(module, ImplicitLCConv2d) for module in model.modules()):
+        raise ValueError('implicit LC-Blocks have no pointwise weights to prune: use to_explicit before')
     convolutions = _matched(model)
     weights = [(conv, 'weight') for _, conv in convolutions]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=float(amount))

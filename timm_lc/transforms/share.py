@@ -7,6 +7,7 @@ from torch import nn
 from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.spatial import FilterFn, matched_convolutions
 from timm_lc.transforms.freeze import settle
@@ -41,6 +42,9 @@ def share_weights(
         ValueError: If nothing matches or an argument is out of range.
     """
     matched = matched_convolutions(model, filter_fn)
+    for name, conv in matched:
+        if isinstance(conv, ImplicitLCConv2d):
+            raise ValueError(f'layer `{name}` is an implicit LC-Block: share_weights before to_implicit')
     check_seed(seed)
     shapes = [filter_shape(conv) for _, conv in matched]
     longest = max(shapes, key=math.prod)
