@@ -213,3 +213,9 @@ def test_record_of_an_unknown_generator_raises(byte, value):
 def test_record_of_impossible_filters_raises(record, words):
     with pytest.raises(ValueError, match=f'damaged filter record: no filters have shape .*{words}'):
         FilterRecord.decode(record.encode(None))
+
+
+@pytest.mark.parametrize('start', [0, 1, 8, 1003, BLOCK + 5])
+@pytest.mark.parametrize('length', [1, 9, BLOCK + 1])
+def test_random_values_draws_any_range_of_a_stream(start, length, draw):
+    np.testing.assert_array_equal(random_values(3, 5, length, start=start), draw(3, 5, start + length)[start:])

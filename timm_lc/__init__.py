@@ -25,5 +25,6 @@ __version__ = '0.1.0'
 
 __all__ = [
     'LCConv2d', 'add_adapters', 'add_linear_combinations', 'count_parameters', 'describe', 'fold', 'freeze_spatial',
-    'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_pretrained', 'share_weights', 'verify',
+    'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_pretrained', 'share_weights', 'to_explicit',
+    'to_implicit', 'verify',
 ]  # fmt: skip

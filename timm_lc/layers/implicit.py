@@ -257,9 +257,7 @@ def _load_block(
             return
         bits = state_dict[prefix + _RECORD]
         block.adopt(*decode(bits), bits.device if is_assigned else block.gram.device)
-        state_dict[prefix + _RECORD] = torch.from_numpy(
-            block.filter_record.encode(decode(bits)[1])
-        )
+        state_dict[prefix + _RECORD] = torch.from_numpy(block.filter_record.encode(decode(bits)[1]))
     except ValueError as error:
         error_msgs.append(f'layer `{prefix[:-1]}`: {error}')
 
