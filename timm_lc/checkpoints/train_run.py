@@ -1,4 +1,4 @@
-"""What a checkpoint's own folder tells of its training."""
+"""What a checkpoint's own folder tells of its training and its form."""
 
 import csv
 import dataclasses
@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+
 from timm_lc.checkpoints.checkpoint import CONFIG, WEIGHTS, read_checkpoint, train_arguments, weights_file
 from timm_lc.checkpoints.facts import Facts
 
-__all__ = ['read_facts']
+__all__ = ['read_facts', 'read_form']
 
 
 def read_facts(path: str | Path, *, dataset: str | None = None, license: str | None = None) -> Facts:
@@ -37,6 +40,27 @@ def read_facts(path: str | Path, *, dataset: str | None = None, license: str | N
     unmeasured = arguments.get('model_ema') and arguments.get('model_ema_force_cpu')
     epoch = None if unmeasured else checkpoint.get('epoch')
     return Facts(arguments, _metrics(path.with_name('summary.csv'), epoch), dataset, license)
+
+
+def read_form(path: str | Path) -> tuple[bool, torch.dtype | None]:
+    """Return how a checkpoint is stored, as `sparse` and `dtype` of `save_pretrained`.
+
+    The type is None unless all its matrices are of one half-precision type; a file other than safetensors is whole.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at `path`.
+    """
+    path = weights_file(Path(path))
+    if path.suffix != '.safetensors' or not path.is_file():
+        return False, None
+    with safe_open(path, framework='pt') as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        sparse = any(name.endswith('.weight.mask') for name in slices)
+        types = {
+            s.get_dtype() for name, s in slices.items() if len(s.get_shape()) > 1 or name.endswith('.weight.values')
+        }
+    halves = {'F16': torch.float16, 'BF16': torch.bfloat16}
+    return sparse, halves.get(types.pop()) if len(types) == 1 else None
 
 
 def _read_config(path: Path) -> Facts:

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = [
     'add_checkpoint', 'add_model_kwargs', 'add_storage', 'add_training', 'check_model', 'device_of', 'load_checkpoint',
-    'refuse_to_replace', 'storage_dtype', 'training_of',
+    'refuse_to_replace', 'storage_of', 'training_of',
 ]  # fmt: skip
 
 
@@ -28,8 +28,16 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def add_storage(parser: argparse.ArgumentParser) -> None:
     """Add how weights are stored."""
-    parser.add_argument('--sparse', action='store_true', help='store pruned weights as a bit mask and values')
-    parser.add_argument('--dtype', choices=('bfloat16', 'float16'), help='floating type of the stored matrices')
+    parser.add_argument(
+        '--sparse',
+        action=argparse.BooleanOptionalAction,
+        help='store pruned weights as a bit mask and values (default: as CHECKPOINT does)',
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        help='floating type of the stored matrices (default: as in CHECKPOINT)',
+    )
 
 
 def add_training(parser: argparse.ArgumentParser, runs: int) -> None:
@@ -89,11 +97,21 @@ def refuse_to_replace(checkpoint: Path, weights: Path) -> None:
         raise ValueError('`--output` is the checkpoint itself, which would be replaced: give another')
 
 
-def storage_dtype(args: argparse.Namespace) -> Any:
-    """Return the floating type that `--dtype` names, or None."""
+def storage_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return `sparse` and `dtype` of `save_pretrained`: what the arguments say, else what CHECKPOINT is."""
+    import sys
+
     import torch
 
-    return args.dtype and getattr(torch, args.dtype)
+    from timm_lc.checkpoints.train_run import read_form
+
+    sparse, dtype = read_form(args.checkpoint)
+    kept = ['sparse'] * (sparse and args.sparse is None)
+    kept += [str(dtype).removeprefix('torch.')] * (dtype is not None and args.dtype is None)
+    if kept:
+        print(f'stored as in {args.checkpoint}: {", ".join(kept)}', file=sys.stderr)
+    chosen = dtype if args.dtype is None else getattr(torch, args.dtype)
+    return {'sparse': sparse if args.sparse is None else args.sparse, 'dtype': chosen}
 
 
 def device_of(args: argparse.Namespace) -> Any:

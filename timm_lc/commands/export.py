@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkpoint, refuse_to_replace, storage_dtype
+from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkpoint, refuse_to_replace, storage_of
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
@@ -38,17 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write a checkpoint in another form, and print how the two compare."""
+    import torch
+
     from timm_lc.checkpoints.checkpoint import WEIGHTS
     from timm_lc.checkpoints.exporting import export
     from timm_lc.checkpoints.train_run import read_facts
 
     refuse_to_replace(args.checkpoint, args.output / WEIGHTS)
+    whole = {'sparse': bool(args.sparse), 'dtype': args.dtype and getattr(torch, args.dtype)}
+    storage = storage_of(args) if args.to == 'safetensors' else whole
     done = export(
         load_checkpoint(args),
         args.to,
         args.output,
-        sparse=args.sparse,
-        dtype=storage_dtype(args),
+        **storage,
         data_dir=args.data_dir,
         limit=args.limit,
         tolerance=args.tolerance,

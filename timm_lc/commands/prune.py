@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from timm_lc.commands._arguments import add_checkpoint, load_checkpoint, refuse_to_replace, storage_dtype
+from timm_lc.commands._arguments import add_checkpoint, load_checkpoint, refuse_to_replace
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prune a checkpoint and save it, measure it pruned by several shares, or both; print what came of it."""
+    import torch
+
     from timm_lc.transforms.prune import check_amount
 
     if args.amount is None and args.amounts is None:
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         loader = folder_loader(model, args.data_dir, args.batch_size, args.limit)
         _measure(model, loader, args.amount, args.amounts or [], weights)
     if args.amount is not None:
-        _save_pruned(model, args.amount, weights, dense=args.dense, dtype=storage_dtype(args))
+        _save_pruned(model, args.amount, weights, dense=args.dense, dtype=getattr(torch, args.dtype))
 
 
 def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float], weights: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkpoint, storage_dtype
+from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkpoint, storage_of
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> None:
         'plain_repo': args.plain_repo,
         'facts': read_facts(args.checkpoint, dataset=args.dataset, license=args.license),
         'card': read_card(args.checkpoint),
-        'sparse': args.sparse,
-        'dtype': storage_dtype(args),
+        **storage_of(args),
     }
     if args.dry_run:
         written = write_repositories(model, args.output, args.repo_id, **what)
