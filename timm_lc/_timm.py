@@ -12,6 +12,7 @@ from torch import nn
 
 __all__ = [
     'describe_as',
+    'describe_images',
     'feature_take_indices',
     'name_local_weights',
     'optimizer_registry',
@@ -30,6 +31,12 @@ def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str
     model.default_cfg = model.pretrained_cfg
     if hasattr(model, '_traits'):  # timm 1.0.31 on
         model._traits = {**model._traits, 'first_conv': first_conv}
+
+
+def describe_images(model: nn.Module, input_size: tuple[int, ...], mean: list[float], std: list[float]) -> None:
+    """Change, in place, what timm saves and reads as the images that `model` takes: (C, H, W), normalised so."""
+    images = {'input_size': input_size, 'mean': tuple(mean), 'std': tuple(std)}
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **images}
 
 
 def record_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from timm_lc._timm import describe_images
 from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
 from timm_lc.naming import name_classes
 from timm_lc.training.account import differences, run_facts
@@ -216,6 +217,8 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
         torch.manual_seed(run.seed)
         arguments = {'num_classes': len(images.classes), 'in_chans': images.train.shape[1], **run.model_kwargs}
         model = timm.create_model(run.model, **arguments).to(device)
+    mean, std = (values.tolist() for values in images.statistics)
+    describe_images(model, tuple(images.train.shape[1:]), mean, std)
     if speed.channels_last:
         model.to(memory_format=torch.channels_last)
     try:  # before anything is written
