@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from timm_lc.checkpoints.checkpoint import CONFIG, WEIGHTS, read_checkpoint, train_arguments, weights_file
 from timm_lc.checkpoints.facts import Facts
 
-__all__ = ['read_facts', 'read_form']
+__all__ = ['read_facts', 'read_form', 'read_summary']
 
 
 def read_facts(path: str | Path, *, dataset: str | None = None, license: str | None = None) -> Facts:
@@ -38,8 +37,8 @@ def read_facts(path: str | Path, *, dataset: str | None = None, license: str | N
     arguments = train_arguments(path, checkpoint)
     # with this argument train.py measures the weights, but the checkpoint's moving average is what load_model takes
     unmeasured = arguments.get('model_ema') and arguments.get('model_ema_force_cpu')
-    epoch = None if unmeasured else checkpoint.get('epoch')
-    return Facts(arguments, _metrics(path.with_name('summary.csv'), epoch), dataset, license)
+    epoch: int = -1 if unmeasured else checkpoint.get('epoch', -1)
+    return Facts(arguments, read_summary(path.with_name('summary.csv')).get(epoch, {}), dataset, license)
 
 
 def read_form(path: str | Path) -> tuple[bool, torch.dtype | None]:
@@ -71,20 +70,26 @@ def _read_config(path: Path) -> Facts:
         raise ValueError(f'cannot read {path}: {error}') from error
 
 
-def _metrics(path: Path, epoch: int | None) -> dict[str, float]:
-    """Return the last row of an epoch, or {}; a run that went on in the same folder wrote header and rows again."""
+def read_summary(path: Path) -> dict[int, dict[str, float]]:
+    """Return the finite values of each epoch in train.py's summary.csv, {} without such a file.
+
+    A run that went on in the same folder wrote its header again, and epochs that it had not saved: the last row counts.
+
+    Raises:
+        ValueError: If it is not a summary of train.py's.
+    """
     header: list[str] = []
-    found: Mapping[str, str] = {}
-    if epoch is None or not path.is_file():
+    epochs: dict[int, dict[str, float]] = {}
+    if not path.is_file():
         return {}
     try:
         with path.open(newline='', encoding='utf-8') as file:
             for row in csv.reader(file):
                 if row[:1] == ['epoch']:
                     header = row
-                elif row and int(row[0]) == epoch:
-                    found = dict(zip(header, row, strict=True))
-        values = {key: float(value) for key, value in found.items() if value}
+                elif row:
+                    values = {key: float(value) for key, value in zip(header, row, strict=True) if value}
+                    epochs[int(row[0])] = {key: value for key, value in values.items() if math.isfinite(value)}
     except (ValueError, csv.Error) as error:
         raise ValueError(f"cannot read {path} as train.py's summary: {error}") from error
-    return {key: value for key, value in values.items() if math.isfinite(value)}
+    return epochs

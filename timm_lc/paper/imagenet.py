@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_lc.checkpoints.checkpoint import train_arguments
+from timm_lc.checkpoints.train_run import read_summary
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.results import Line
 from timm_lc.training.files import write_text
@@ -100,17 +101,16 @@ def _read_run(experiment: Experiment, path: Path) -> Iterable[Line]:
     if not variants:
         return
     epochs = args.get('epochs') or 1
-    with path.open(encoding='utf-8', newline='') as file:
-        rows = list(csv.DictReader(file))
-    if len(rows) < epochs:
-        print(f'{path}: left out, {len(rows)} of {epochs} epochs are finished')
+    summary = read_summary(path)
+    if len(summary) < epochs:
+        print(f'{path}: left out, {len(summary)} of {epochs} epochs are finished')
         return
-    try:
-        values = {name: float(rows[-1][f'eval_{name}']) for name in ('top1', 'top5')}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} does not tell top-1 and top-5 of the last epoch: {error!r}') from error
+    last = summary[max(summary)]
+    if missing := {'eval_top1', 'eval_top5'} - last.keys():
+        raise ValueError(f'{path} does not tell {", ".join(sorted(missing))} of the last epoch')
+    values = {name: last[f'eval_{name}'] for name in ('top1', 'top5')}
     for variant in variants:
-        yield Line.of(variant, _describe(args, len(rows)), {}, values)
+        yield Line.of(variant, _describe(args, len(summary)), {}, values)
 
 
 def _is_of(args: dict[str, Any], variant: Variant) -> bool:
