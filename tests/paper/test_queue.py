@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +155,16 @@ def test_experiments_beside_a_queue_are_refused(queue, capsys):
     with pytest.raises(SystemExit, match='2'):
         queue('fig1')
     assert 'give IDs or `--queue`, not both; got fig1' in capsys.readouterr().err
+
+
+def test_committed_queue_is_of_whole_runs_in_the_order_of_value(tmp_path, monkeypatch, capsys):
+    queue = Path(__file__).parents[2] / 'results/queue.txt'
+    monkeypatch.chdir(tmp_path)
+    assert main(['reproduce', '--queue', str(queue), '--device', 'cpu', '--dry-run']) == 0
+    runs = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith('missing  ')]
+    networks = [name.rpartition('-')[0] for name in dict.fromkeys(runs)]
+    assert networks[:6] == [
+        'lc_lowres_resnet20-seed0', 'lc_resnet20_16x128-seed0', 'lc_resnet20_16x128-seed0', 'lc_resnet20_16x8-seed0',
+        'lc_resnet20_16x8-seed0', 'lc_resnet20_16x128-seed0',
+    ]  # fmt: skip
+    assert len(networks) == 6 + 2 * 3 + 4

@@ -12,7 +12,7 @@ from timm_lc.paper.variants import DEPTHS, EXPANSIONS, KERNELS, LEARNS, WIDTHS, 
 __all__ = ['SECOND_VERSION']
 
 # Frozen networks learn W_eff itself where that is possible: the same trajectory at the plain network's cost
-FORM: dict[str, Any] = {}
+IMPLICIT: dict[str, Any] = {'implicit': True}
 BEYOND = (256, 512)
 ACCURACY = Value('accuracy', 'validation accuracy [%]')
 EXPANSION = 'LC expansion E'
@@ -23,7 +23,7 @@ def _three(expansion: int, facet: str = '', **geometry: Any) -> tuple[Variant, .
     """Return frozen random, learnable and plain at an expansion."""
     model = f'lc_resnet20_16x{expansion}'
     return (
-        Variant(FROZEN, expansion, model, {**geometry, **FORM}, facet=facet),
+        Variant(FROZEN, expansion, model, {**geometry, **IMPLICIT}, facet=facet),
         Variant(LEARNABLE, expansion, model, {**geometry, **LEARNS}, facet=facet),
         plain(expansion, facet, **geometry),
     )
@@ -31,7 +31,7 @@ def _three(expansion: int, facet: str = '', **geometry: Any) -> tuple[Variant, .
 
 def _beyond(expansion: int) -> tuple[Variant, ...]:
     """Return frozen random and plain where the learnable network has hundreds of millions of weights."""
-    geometry = {'depth': 20, 'width': 16, 'expansion': expansion, **FORM}
+    geometry = {'depth': 20, 'width': 16, 'expansion': expansion, **IMPLICIT}
     return Variant(FROZEN, expansion, 'lc_resnet_cifar', geometry), plain(expansion)
 
 
@@ -39,7 +39,7 @@ def _of_data(name: str) -> Experiment:
     """Return table 1's row of a data set."""
     data = DATA[name]
     networks = [(PLAIN, 'lc_lowres_resnet20', LEARNS)]
-    networks += [(LEARNABLE, 'lc_resnet20_16x128', LEARNS), (FROZEN, 'lc_resnet20_16x128', FORM)]
+    networks += [(LEARNABLE, 'lc_resnet20_16x128', LEARNS), (FROZEN, 'lc_resnet20_16x128', IMPLICIT)]
     how = {
         'SVHN': 'SVHN is not augmented.',
         'Fashion-MNIST': 'Images have one channel and are upscaled to 32x32; that they are cropped and mirrored as '
@@ -118,6 +118,24 @@ SECOND_VERSION = (
         for name, layer, key in (('v2-fig10', 'first', 'entropy'), ('v2-fig11', 'last', 'entropy_last'))
     ),
     *map(_of_data, BY_DATA),
+    Experiment(
+        'control', 'The matrix G = W^T W of 128 random filters, and its limit of many filters',
+        variants=(
+            Variant('filters', 128, 'lc_resnet20_16x128', IMPLICIT),
+            Variant('limit', 128, 'lc_resnet20_16x128', {**IMPLICIT, 'filters': 'expected'}),
+            plain(128),
+        ),
+        x_label=EXPANSION, kind='', pair=('filters', 'limit'), log=False,
+        printed=(
+            Printed('version 2, table 1', 'filters', 128, 91.89, std=0.10),
+            Printed('version 2, table 1', PLAIN, 128, 91.60, std=0.23),
+        ),
+        notes=(
+            'Ours, not in the paper. As E grows G tends to a multiple of the identity: the limit is the plain network '
+            'with another learning rate, weight decay and initial scale for each layer. What is left of the gain over '
+            'plain is no matter of the filters.',
+        ),
+    ),
     Experiment(
         'v2-table2', 'ImageNet accuracy of ResNet-18d over the expansion',
         variants=flat(
