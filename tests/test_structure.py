@@ -13,7 +13,7 @@ LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
     'layers': [
         'shared', 'recorded', 'changes', 'frozen', 'verify', 'ranks', 'packing', 'gram', 'implicit', 'lc_conv',
-        'lc_pair', 'held', 'adapter',
+        'lc_pair', 'held', 'adapter', 'norm_packing',
     ],
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'convert', 'prune', 'options', 'fold'],
@@ -21,7 +21,7 @@ LAYOUT = {
         'metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing', 'memory', 'floors',
     ],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
-    'checkpoints': ['usage', 'facts', 'card', 'checkpoint', 'train_run', 'exporting', 'hub'],
+    'checkpoints': ['usage', 'facts', 'card', 'checkpoint', 'adapters', 'train_run', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'catalogue',
@@ -85,7 +85,8 @@ def test_public_names_are_these():
     public = {name for name in vars(timm_lc) if not name.startswith('_')}
     functions = {
         'add_linear_combinations', 'count_parameters', 'fold', 'freeze_spatial', 'share_weights', 'LCConv2d',
-        'describe', 'add_adapters', 'remove_adapters', 'prune_pointwise', 'save_pretrained', 'push_to_hub',
+        'describe', 'add_adapters', 'remove_adapters', 'load_adapter', 'save_adapter', 'prune_pointwise',
+        'save_pretrained', 'push_to_hub',
         'to_implicit', 'to_explicit', 'verify',
     }  # fmt: skip
     submodules = {name.split('.')[0] for name in ORDER if not name.startswith('_')}

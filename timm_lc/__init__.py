@@ -7,6 +7,8 @@ from . import models as models
 from . import optim as optim
 from .analysis.counting import count_parameters as count_parameters
 from .analysis.description import describe as describe
+from .checkpoints.adapters import load_adapter as load_adapter
+from .checkpoints.adapters import save_adapter as save_adapter
 from .checkpoints.checkpoint import save_pretrained as save_pretrained
 from .checkpoints.hub import push_to_hub as push_to_hub
 from .layers.lc_conv import LCConv2d as LCConv2d
@@ -25,6 +27,6 @@ __version__ = '0.1.0'
 
 __all__ = [
     'LCConv2d', 'add_adapters', 'add_linear_combinations', 'count_parameters', 'describe', 'fold', 'freeze_spatial',
-    'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_pretrained', 'share_weights', 'to_explicit',
-    'to_implicit', 'verify',
+    'load_adapter', 'prune_pointwise', 'push_to_hub', 'remove_adapters', 'save_adapter', 'save_pretrained',
+    'share_weights', 'to_explicit', 'to_implicit', 'verify',
 ]  # fmt: skip

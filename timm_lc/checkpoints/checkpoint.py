@@ -28,16 +28,21 @@ from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.checkpoints.facts import Facts
 from timm_lc.filters import VERSION
 from timm_lc.layers.frozen import is_frozen
+from timm_lc.layers.norm_packing import pack_norms
 from timm_lc.layers.packing import pack_pointwise
+from timm_lc.layers.recorded import RECORD
 from timm_lc.layers.verify import verify
-from timm_lc.naming import architecture_of, class_names, has_lc_name, name_classes
+from timm_lc.naming import architecture_of, class_names, has_lc_name, name_classes, stock_name
+from timm_lc.transforms.adapt import is_adapted, learned_norms
+from timm_lc.transforms.fingerprint import FINGERPRINT
 
 __all__ = [
-    'is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'stored_weights', 'train_arguments',
-    'weights_file',
+    'ADAPTER', 'file_metadata', 'is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'stored_tensors',
+    'stored_weights', 'train_arguments', 'weights_file',
 ]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
+ADAPTER = 'adapter'  # entry of a safetensors file's metadata
 
 
 def save_pretrained(
@@ -81,8 +86,8 @@ def save_pretrained(
     with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
         _write_config(model, Path(staged, CONFIG), model_args, facts or Facts())
         _check_rebuilds(model, Path(staged))
-        tensors = _tensors(model, sparse=sparse, dtype=dtype)
-        save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors))
+        tensors = stored_tensors(model, sparse=sparse, dtype=dtype)
+        save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors, model))
         Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
         if card is None:
             card = model_card(model, facts=facts, stored=stored_weights(model, sparse=sparse, dtype=dtype))
@@ -96,7 +101,7 @@ def save_pretrained(
 def stored_weights(model: nn.Module, *, sparse: bool = False, dtype: torch.dtype | None = None) -> int:
     """Return the number of weights in the file that `save_pretrained` writes: no filters of seeds, no packed zeros."""
     total, whole = count_parameters(model).stored, model.state_dict()
-    packed = _tensors(model, sparse=True, dtype=dtype) if sparse else {}
+    packed = stored_tensors(model, sparse=True, dtype=dtype) if sparse else {}
     values = {name: tensor for name, tensor in packed.items() if name not in whole and name.endswith('.values')}
     return total - sum(whole[name.removesuffix('.values')].numel() - tensor.numel() for name, tensor in values.items())
 
@@ -176,7 +181,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file, verified if `save_pretrained` wrote it."""
     with safe_open(path, framework='pt') as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-        expected = json.loads((file.metadata() or {}).get('crc32', '{}'))
+        metadata = file.metadata() or {}
+    expected = json.loads(metadata.get('crc32', '{}')) or json.loads(metadata.get(ADAPTER, '{}')).get('crc32', {})
     found = _checksums(tensors)
     damaged = [name for name in {**expected, **found} if expected and expected.get(name) != found.get(name)]
     if damaged:
@@ -184,9 +190,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def file_metadata(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return what a file says beside its tensors: a CRC-32 of each. One entry: safetensors would shuffle several."""
-    return {'crc32': json.dumps(_checksums(tensors))}
+def file_metadata(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """Return what a file says beside its tensors: a CRC-32 of each, and what an adapter's base is.
+
+    It is one entry: safetensors would shuffle several.
+    """
+    crc32 = _checksums(tensors)
+    if not is_adapted(model):
+        return {'crc32': json.dumps(crc32)}
+    adaptation = model.adaptation
+    architecture = stock_name(architecture_of(model)) if hasattr(model, 'pretrained_cfg') else None
+    about = {'base': adaptation.base, 'architecture': architecture, 'norms': adaptation.norms}
+    about |= {'num_classes': getattr(model, 'num_classes', None), 'crc32': crc32}
+    return {ADAPTER: json.dumps(about, separators=(',', ':'))}
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -285,9 +301,9 @@ def _check_rebuilds(model: nn.Module, directory: Path) -> None:
         )
 
 
-def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def stored_tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the state dict as a file stores it: on the CPU, contiguous, cast and packed."""
-    if sparse and not has_lc_name(model):
+    if sparse and not (has_lc_name(model) or is_adapted(model)):
         name = architecture_of(model)
         raise ValueError(f'`sparse` is for lc_ networks: {name!r}, which is not one, loads ordinary weights only')
     if dtype is not None and not dtype.is_floating_point:
@@ -298,6 +314,10 @@ def _tensors(model: nn.Module, *, sparse: bool, dtype: torch.dtype | None) -> di
             tensors[name] = tensor.to(dtype)
             if not tensors[name].float().isfinite().all() and tensor.isfinite().all():
                 raise ValueError(f'{name!r} overflows in `dtype` {dtype}: its largest value is {tensor.abs().max():g}')
+    if is_adapted(model):
+        tensors = pack_norms(tensors, learned_norms(model))
+        small = (FINGERPRINT, *(key for key in tensors if key.endswith(f'.{RECORD}')))
+        tensors |= {key: tensors[key].to(torch.uint8) for key in small}
     return pack_pointwise(tensors, model) if sparse else tensors
 
 

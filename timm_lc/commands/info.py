@@ -64,4 +64,4 @@ def _checkpoint_bytes(model: Any) -> int:
     from timm_lc.checkpoints.checkpoint import file_metadata
 
     empty = {key: torch.empty_like(tensor, device='cpu') for key, tensor in model.state_dict().items()}
-    return len(save(empty, file_metadata(empty)))
+    return len(save(empty, file_metadata(empty, model)))

@@ -77,8 +77,17 @@ def _is_persistent(module: nn.Module, buffer: str) -> bool:
 class _Evaluating:
     """A norm that computes with its statistics, and keeps them, in training too; mixed into the norm's own class."""
 
+    _version: Any
+
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        current = {
+            **local_metadata,
+            'version': self._version,
+        }  # to older states batch norm would add a count of batches
+        super()._load_from_state_dict(state_dict, prefix, current, *args)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return _new_evaluating, (type(self).__bases__[1],), self.__dict__

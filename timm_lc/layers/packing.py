@@ -37,6 +37,7 @@ def add_unpacking(model: nn.Module) -> nn.Module:
     """Let all pointwise convolutions load packed weights, in place; return `model`."""
     for module in model.modules():
         if is_pointwise(module):
+            remove_hook(module._load_state_dict_pre_hooks, _unpack)
             module.register_load_state_dict_pre_hook(_unpack)
     return model
 

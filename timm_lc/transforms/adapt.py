@@ -15,20 +15,26 @@ from timm_lc.filters import ORTHOGONAL, UNIFORM, FilterRecord, check_gain, check
 from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape, check_class
 from timm_lc.layers.frozen import is_frozen, remove_hook
 from timm_lc.layers.held import hold_tensors, is_held, release_tensors, tensors_of
+from timm_lc.layers.norm_packing import unpack_norms
 from timm_lc.spatial import FilterFn, pointwise_convolutions, spatial_convolutions
 from timm_lc.transforms.combine import replace_modules
-from timm_lc.transforms.fingerprint import classifiers, decode_checksums, encode_checksums, fingerprint_base
-from timm_lc.transforms.freeze import settle
+from timm_lc.transforms.fingerprint import (
+    FINGERPRINT,
+    classifiers,
+    decode_checksums,
+    describe_difference,
+    encode_checksums,
+    fingerprint_base,
+)
+from timm_lc.transforms.freeze import settle, unsettle
 
 __all__ = [
     'ADAPTER_GAIN',
-    'FINGERPRINT',
     'LAYERS',
     'Adaptation',
     'adapt',
     'add_adapters',
     'changed_layers',
-    'differing_layers',
     'is_adapted',
     'learned_norms',
     'release_base',
@@ -36,7 +42,6 @@ __all__ = [
 ]
 
 LAYERS = ('spatial', 'pointwise', 'all')
-FINGERPRINT = 'base_fingerprint'
 ADAPTER_GAIN = 3.0**0.5
 
 
@@ -175,7 +180,7 @@ def release_base(model: nn.Module) -> nn.Module:
     if is_adapted(model):
         del model.adaptation, model._buffers[FINGERPRINT]
         remove_hook(model._load_state_dict_pre_hooks, _check_base)
-        vars(model).pop('_ddp_params_and_buffers_to_ignore', None)
+        unsettle(model)
     return model
 
 
@@ -195,14 +200,6 @@ def changed_layers(model: nn.Module) -> list[str]:
     present = {name: crc for name, crc in fingerprint_base(model).items() if name not in norms}
     recorded = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
     return [name for name, crc in present.items() if crc != recorded[name]]
-
-
-def differing_layers(model: nn.Module, fingerprint: Tensor) -> list[str] | None:
-    """Return the names of layers in which another base differs from that of `model`; None if it has other layers."""
-    present, other = decode_checksums(model.base_fingerprint), decode_checksums(fingerprint)
-    if len(present) != len(other):
-        return None
-    return [name for name, a, b in zip(model.adaptation.layers, present, other, strict=True) if a != b]
 
 
 _SETS = {'uniform': UNIFORM, 'orthogonal': ORTHOGONAL}
@@ -266,16 +263,15 @@ def _check_base(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Refuse a state of another base, whatever `strict` says."""
+    """Refuse a state of another base, whatever `strict` says, and unpack norms as a file holds them."""
+    error_msgs += unpack_norms(state_dict, prefix, learned_norms(model))
     fingerprint = state_dict.get(prefix + FINGERPRINT)
     if fingerprint is None or model.base_fingerprint.is_meta:
         return
-    differing = differing_layers(model, fingerprint)
-    if differing is None:
-        error_msgs.append(f'adapters of a base with {len(fingerprint)} layers, not {len(model.adaptation.layers)}')
-    elif differing:
-        rest = f' and {len(differing) - 1} more' if len(differing) > 1 else ''
-        error_msgs.append(f'adapters of another base than {model.adaptation.base}: layer `{differing[0]}`{rest} differ')
+    present = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
+    difference = describe_difference(present, fingerprint)
+    if difference:
+        error_msgs.append(f'adapters of another base than {model.adaptation.base}: {difference}')
 
 
 def _ignore_base_in_ddp(model: nn.Module) -> None:

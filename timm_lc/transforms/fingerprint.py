@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.held import tensors_of
 
-__all__ = ['classifiers', 'decode_checksums', 'encode_checksums', 'fingerprint_base']
+__all__ = [
+    'FINGERPRINT',
+    'classifiers',
+    'decode_checksums',
+    'describe_difference',
+    'encode_checksums',
+    'fingerprint_base',
+]
+
+FINGERPRINT = 'base_fingerprint'  # entry of the state dict
 
 
 def fingerprint_base(model: nn.Module) -> dict[str, int]:
@@ -19,7 +28,9 @@ def fingerprint_base(model: nn.Module) -> dict[str, int]:
         if isinstance(module, AdaptedConv2d):
             left_out |= {module.spatial, module.pointwise}
     layers = {
-        _plain_name(model, name): tensors_of(module) for name, module in model.named_modules() if module not in left_out
+        _plain_name(model, name): {key: tensor for key, tensor in tensors_of(module).items() if key != FINGERPRINT}
+        for name, module in model.named_modules()
+        if module not in left_out
     }
     return {name: _checksum(tensors) for name, tensors in sorted(layers.items()) if tensors}
 
@@ -43,6 +54,17 @@ def decode_checksums(fingerprint: Tensor) -> list[int]:
     """Return the CRC-32s of a tensor of `encode_checksums`."""
     rows = fingerprint.detach().cpu().float().round().to(torch.int64).reshape(-1, 4).tolist()
     return [sum(byte << 8 * index for index, byte in enumerate(row)) for row in rows]
+
+
+def describe_difference(base: dict[str, int], fingerprint: Tensor) -> str:
+    """Return in which layers a base differs from that of a fingerprint, '' if in none."""
+    other = decode_checksums(fingerprint)
+    if len(base) != len(other):
+        return f'it has {len(other)} layers, not {len(base)}'
+    differing = [name for (name, crc), found in zip(base.items(), other, strict=True) if crc != found]
+    if not differing:
+        return ''
+    return f'{len(differing)} of {len(base)} layers differ, `{differing[0]}` first'
 
 
 def _plain_name(model: nn.Module, name: str) -> str:

@@ -1,0 +1,172 @@
+"""Adapters as files: what was learned, the records, and what tells their base; a hundred kilobytes for a ResNet-50."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_lc.checkpoints.checkpoint import ADAPTER, file_metadata, read_checkpoint, stored_tensors
+from timm_lc.filters import FilterRecord
+from timm_lc.layers.adapter import AdaptedConv2d
+from timm_lc.layers.packing import add_unpacking
+from timm_lc.layers.recorded import decode
+from timm_lc.transforms.adapt import adapt, changed_layers, is_adapted, remove_adapters
+from timm_lc.transforms.fingerprint import (
+    FINGERPRINT,
+    classifiers,
+    decode_checksums,
+    describe_difference,
+    fingerprint_base,
+)
+
+__all__ = ['AdapterFile', 'load_adapter', 'read_adapter', 'save_adapter']
+
+_RECORD = '.spatial.record'
+
+
+class AdapterFile(NamedTuple):
+    """What a file of `save_adapter` holds.
+
+    Attributes:
+        tensors: Learned tensors, records and the base's fingerprint, by name.
+        base: What `timm.create_model` builds the base from; None if it was not known.
+        architecture: Of the base; None if it is not timm's.
+        norms: Whether norms learned.
+        num_classes: Of the adapted network; None if it does not tell.
+    """
+
+    tensors: dict[str, Tensor]
+    base: str | None
+    architecture: str | None
+    norms: bool
+    num_classes: int | None
+
+    @property
+    def records(self) -> dict[str, FilterRecord]:
+        """Record of the random filters of each adapted layer, by the layer's name in the base."""
+        found = {key: bits for key, bits in self.tensors.items() if key.endswith(_RECORD)}
+        return {key.removesuffix(_RECORD): decode(bits)[0] for key, bits in found.items()}
+
+
+def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | None = None, sparse: bool = False) -> Path:
+    """Write what a network with adapters has learned to one safetensors file; return its path.
+
+    It holds learned tensors, changed statistics, the records of random filters, and the name and a fingerprint of the
+    base; neither the base nor a random filter. The file appears only when whole.
+
+    Args:
+        model: A network with adapters, or what DistributedDataParallel or `torch.compile` made of it.
+        path: File to write to; its folder is made if need be.
+        dtype: Floating type to store matrices in; vectors (norms, biases) keep theirs.
+        sparse: Whether to store pruned coefficients as a bit mask and values.
+
+    Raises:
+        ValueError: If `model` has no adapters, or values overflow in `dtype`.
+        RuntimeError: If its base changed since the adapters were added.
+    """
+    model, path = unwrap_model(model), Path(path)
+    if not is_adapted(model):
+        raise ValueError(
+            f'{type(model).__name__} has no adapters: call timm_lc.add_adapters, or save the whole network'
+        )
+    changed = changed_layers(model)
+    if changed:
+        raise RuntimeError(
+            f'the base changed since adapters were added: layer `{changed[0]}` is not what it was, and {path.name} '
+            'would belong to no base'
+        )
+    tensors = stored_tensors(model, sparse=sparse, dtype=dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.saving-') as staged:
+        written = Path(staged, path.name)
+        save_file(tensors, written, metadata=file_metadata(tensors, model))
+        written.chmod(_new_file_mode(Path(staged)))  # safetensors lets the owner alone read it
+        return written.replace(path)
+
+
+def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
+    """Give a base network the adapters of a file, in place; return `model`.
+
+    Adapters that it has are replaced; those of the same ranks without building anything.
+
+    Args:
+        model: The base, with adapters or without. A classifier of another number of classes is replaced.
+        path: A file of `save_adapter`, or the `model.safetensors` of a network that was built with `adapter=`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or no adapter, or of another base: the message tells in what they differ.
+    """
+    network, path = unwrap_model(model), Path(path)
+    file = read_adapter(path)
+    _check_base(network, file, path)
+    if not (is_adapted(network) and _shapes(network) == {name: r.shape for name, r in file.records.items()}
+            and network.adaptation.norms == file.norms):  # fmt: skip
+        if is_adapted(network):
+            remove_adapters(network)
+        adapt(network, file.records, norms=file.norms)
+    _fit_classifier(network, file)
+    if any(key.endswith('.mask') for key in file.tensors):
+        add_unpacking(network)
+    try:
+        network.load_state_dict(file.tensors)
+    except RuntimeError as error:
+        raise ValueError(f'cannot load {path}: {error}') from error
+    return model
+
+
+def read_adapter(path: Path) -> AdapterFile:
+    """Read a file of `save_adapter`, verified.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or no adapter.
+    """
+    tensors = read_checkpoint(path)
+    about: dict[str, Any] = {}
+    if path.suffix == '.safetensors':
+        with safe_open(path, framework='pt') as opened:
+            about = json.loads((opened.metadata() or {}).get(ADAPTER, '{}'))
+    if not about or FINGERPRINT not in tensors:
+        raise ValueError(f'{path} is not an adapter: timm_lc.save_adapter did not write it')
+    return AdapterFile(tensors, about['base'], about['architecture'], about['norms'], about['num_classes'])
+
+
+def _check_base(model: nn.Module, file: AdapterFile, path: Path) -> None:
+    """Raise `ValueError` if `model` is not the base of the file."""
+    if is_adapted(model):
+        base = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
+    else:
+        base = fingerprint_base(model)
+    difference = describe_difference(base, file.tensors[FINGERPRINT])
+    if difference:
+        raise ValueError(f'{path} is an adapter of another base, {file.base}: {difference}')
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedConv2d)}
+    return {name: tuple(module.spatial.weight.shape) for name, module in adapted.items()}
+
+
+def _fit_classifier(model: Any, file: AdapterFile) -> None:
+    """Give `model` a new classifier, in place, if that of the file has another number of classes."""
+    weights = [
+        (head.weight, file.tensors.get(f'{name}.weight'))
+        for name, head in classifiers(model).items()
+        if isinstance(getattr(head, 'weight', None), Tensor)
+    ]
+    differs = any(stored is not None and stored.shape != present.shape for present, stored in weights)
+    if (differs or not weights) and file.num_classes and hasattr(model, 'reset_classifier'):
+        model.reset_classifier(file.num_classes)
+
+
+def _new_file_mode(folder: Path) -> int:
+    probe = folder / 'probe'
+    probe.touch()
+    return probe.stat().st_mode
