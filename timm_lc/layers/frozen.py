@@ -260,7 +260,7 @@ def _load_filters(
     try:
         if prefix + RECORD not in state_dict:
             if is_frozen(conv) and not conv.filter_record.is_kept:
-                _refuse_stock(state_dict, prefix)
+                _refuse_weight(state_dict, prefix)
         elif is_frozen(conv):
             _load_record(conv, state_dict, prefix, assign=local_metadata.get('assign_to_params_buffers', False))
         else:
@@ -271,9 +271,9 @@ def _load_filters(
             state_dict[prefix + RECORD] = conv.record  # torch goes on to copy what is there
 
 
-def _refuse_stock(state_dict: dict[str, Tensor], prefix: str) -> None:
+def _refuse_weight(state_dict: dict[str, Tensor], prefix: str) -> None:
     """Refuse weights that a frozen layer would leave out; what has neither weight nor record is missing, says torch."""
-    if prefix + 'weight' in state_dict or f'{prefix.removesuffix("spatial.")}weight' in state_dict:
+    if prefix + 'weight' in state_dict:
         raise ValueError(
             'the checkpoint has no filter record: it is of a network that learns its filters; load it before '
             '`timm_lc.freeze_spatial(model, seed=None)`, or with `freeze_spatial=False`'

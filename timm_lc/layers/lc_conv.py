@@ -224,6 +224,16 @@ class LCConv2d(nn.Module):
             fused.bias.copy_(self.pointwise.bias)
         return fused
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse the weight of the convolution that this block replaced, which strictness alone would leave out."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + 'weight' in state_dict and prefix + 'pointwise.weight' not in state_dict:
+            error_msgs: list[str] = args[-1]
+            error_msgs.append(
+                f'layer `{prefix[:-1]}`: the checkpoint has the weight of an ordinary convolution: it is of a network '
+                'without LC-Blocks'
+            )
+
     def extra_repr(self) -> str:
         """Return the geometry and the expansion."""
         return f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion}'
