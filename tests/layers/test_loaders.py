@@ -159,7 +159,9 @@ def test_a_prefix_is_named_as_such(build, stock):
 
 @pytest.mark.parametrize('strict', [True, False])
 def test_a_stock_state_is_refused_by_lc_blocks(strict, stock):
-    with pytest.raises(RuntimeError, match='layer `conv1.0`: the checkpoint has the weight of an ordinary convolution'):
+    with pytest.raises(
+        RuntimeError, match=r'layer `conv1\.0`: the checkpoint has the weight of an ordinary convolution'
+    ):
         VARIANTS['expanded'](stock()).load_state_dict(stock().state_dict(), strict=strict)
 
 
