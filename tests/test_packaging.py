@@ -72,7 +72,7 @@ def test_the_sdist_has_what_tests_and_documents_need(built):
         names = {name.partition('/')[2] for name in sdist.getnames()}
     assert {f'train_configs/{name}' for name in RECIPES} <= names
     needed = ['constraints.txt', 'CITATION.cff', 'CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'timm_lc/py.typed']
-    needed += ['tests/test_packaging.py', 'tests/train_arguments.txt', 'benchmarks/step.py']
+    needed += ['tests/test_packaging.py', 'tests/train_arguments.txt', 'benchmarks/stock_scripts.py']
     assert set(needed) <= names
 
 

@@ -617,9 +617,7 @@ def test_arguments_are_recorded_whatever_timm_does(tmp_path):
     kwargs = {'share_weights': True, 'recycle': 4, 'seed': 7}
     model = timm.create_model(NAME, num_classes=3, **kwargs)
     folder = save_pretrained(model, tmp_path)
-    assert (
-        json.loads((folder / 'config.json').read_text())['model_args'].items() >= {**kwargs, 'num_classes': 3}.items()
-    )
+    assert json.loads((folder / 'config.json').read_text())['model_args'].items() >= kwargs.items()
     loaded = load_model(folder)
     assert timm_lc.count_parameters(loaded) == timm_lc.count_parameters(model)
     args = json.loads((save_pretrained(fold(model), tmp_path) / 'config.json').read_text())['model_args']
@@ -750,7 +748,8 @@ def test_a_runs_data_config_reaches_config_json(tmp_path):
     data_config = timm.data.resolve_model_data_config(load_model(tmp_path / 'saved'), use_test_size=True)
     assert tuple(data_config['input_size']) == (3, 48, 48)
     config = json.loads((tmp_path / 'saved' / 'config.json').read_text())
-    assert config['model_args'].items() >= {'seed': 7, 'share_weights': True, 'num_classes': 5}.items()
+    assert config['model_args'].items() >= {'seed': 7, 'share_weights': True}.items()
+    assert config['num_classes'] == 5
 
 
 @pytest.mark.parametrize(('change', 'channels'), [({'in_chans': 1}, 1), ({'input_size': [4, 40, 40]}, 4)])

@@ -6,14 +6,12 @@ network's first convolution (section 4.2, appendix E).
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timm_lc.analysis.conditioning import condition
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.analysis.metrics import (
     effective_filters,
@@ -24,7 +22,6 @@ from timm_lc.analysis.metrics import (
 )
 from timm_lc.analysis.robustness import Normalized, pgd, robust_accuracy
 from timm_lc.filters import random_values
-from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.experiment import Variant
 from timm_lc.paper.timing import build, measure_timing
@@ -126,15 +123,6 @@ def counts(variant: Variant, device: torch.device) -> dict[str, Any]:
     return found if variant.amount else {**found, 'nonzero': found['total']}
 
 
-def conditioning(variant: Variant, device: torch.device) -> dict[str, Any]:
-    """Measure rank and condition of G in the last LC-Block, whose channels are as many before as after (theory5)."""
-    with torch.device('meta'):  # of the record alone
-        model = build(variant)
-    block = [module for module in model.modules() if isinstance(module, ImplicitLCConv2d)][-1]
-    found = condition(block.filter_record, block.out_channels, block.groups)
-    return {'reach': found.reach, 'log_condition': math.log10(found.condition), 'smallest': found.smallest}
-
-
 MEASURES: dict[str, Measure] = {
     'accuracy': accuracy,
     'fgsm': fgsm,
@@ -151,7 +139,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 # Of networks that need no training
-UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_timing, 'conditioning': conditioning}
+UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_timing}
 
 
 def _stem(model: nn.Module) -> Tensor:

@@ -1,0 +1,167 @@
+"""Every command and snippet of README.md and docs/, run with names and paths adapted; every link, every figure."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+import timm_lc
+from timm_lc.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# what stands in a document -> what is run: a small network, small images, short runs
+SMALLER = {
+    r'^.*timm-lc demo$': 'timm-lc demo --data-dir images',
+    r'^torchrun --nproc-per-node 8 -m timm_lc': 'timm-lc',
+    r'lc_resnet50\b': 'lc_test_resnet',
+    r'lc_resnet20_16x(8|128)\b': 'lc_resnet20_16x1',
+    r'demo --data-dir': 'demo --model lc_resnet20_16x1 --epochs 1 --data-dir',
+    r'/imagenet': 'images',
+    r'--data cifar10': '--data images --epochs 1 --batch-size 4 --device cpu',
+    r'--runs 4': '--runs 1',
+    r'reproduce fig1': 'reproduce fig1 --values 1',
+}
+# in place of timm's scripts, where TIMM_SCRIPTS does not name them: they take the arguments that timm's take
+SCRIPT = """
+import argparse, sys, timm
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for line in Path(ARGUMENTS).read_text().splitlines()[1:]:
+    name, kind = line.split()
+    short = {'config': ['-c'], 'batch_size': ['-b'], 'workers': ['-j']}.get(name, [])
+    count = {'action': 'store_true'} if kind.startswith('flag') else {'nargs': '*'}
+    parser.add_argument(*short, '--' + name.replace('_', '-'), **count)
+parser.add_argument('--config', '-c')
+parser.add_argument('--checkpoint')
+args = parser.parse_args()
+assert timm.is_model(args.model[0]), args.model
+assert all(Path(path).exists() for path in [*args.data_dir, args.config or '.', args.checkpoint or '.'])
+"""
+
+
+def blocks(language):
+    for page in PAGES:
+        for number, text in enumerate(re.findall(f'```{language}\n(.*?)```', page.read_text(), re.DOTALL)):
+            yield page, number, text
+
+
+COMMANDS = [(page, line) for page, _, text in blocks('bash') for line in text.splitlines()]
+SNIPPETS = list(blocks('python'))
+
+
+@pytest.fixture(scope='module')
+def workplace(tmp_path_factory, images_in):
+    """Return a folder with images and the folder of a train.py run, in which the documents' paths exist."""
+    folder = tmp_path_factory.mktemp('workplace')
+    for split in ('train', 'validation'):
+        images_in(folder / 'images' / split)
+    run = folder / 'output/train/RUN'
+    run.mkdir(parents=True)
+    arguments = {'model': 'lc_test_resnet', 'num_classes': 3, 'img_size': 32, 'epochs': 2}
+    state = timm.create_model('lc_test_resnet', num_classes=3).state_dict()
+    saved = {'epoch': 1, 'arch': 'lc_test_resnet', 'state_dict': state, 'args': argparse.Namespace(**arguments)}
+    torch.save(saved, run / 'model_best.pth.tar')
+    (run / 'args.yaml').write_text(yaml.safe_dump(arguments))
+    (run / 'summary.csv').write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5\n1,1.0,1.1,50.0,100.0\n')
+    for name in ('train.py', 'validate.py'):
+        (folder / name).write_text(f'ARGUMENTS = {str(ROOT / "tests/train_arguments.txt")!r}\n{SCRIPT}')
+    return folder
+
+
+@pytest.fixture
+def there(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.delenv('TIMM_SCRIPTS', raising=False)
+    monkeypatch.setattr(sys, 'argv', ['timm-lc'])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    return workplace
+
+
+@pytest.mark.parametrize(('page', 'line'), COMMANDS, ids=[f'{page.stem}: {line[:60]}' for page, line in COMMANDS])
+def test_every_command_runs(page, line, there):
+    if line.endswith('-m pytest -q'):
+        assert line in (ROOT / 'README.md').read_text()
+        assert "grep -m 1 -- '-m pytest' README.md" in (ROOT / '.ci/run').read_text()  # which runs it
+        return
+    for words, smaller in SMALLER.items():
+        line = re.sub(words, smaller, line)
+    command, *arguments = shlex.split(line, comments=True)
+    assert command == 'timm-lc', f'nothing here runs {line}'
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ('page', 'number', 'text'), SNIPPETS, ids=[f'{page.stem} {number}' for page, number, _ in SNIPPETS]
+)
+def test_every_snippet_runs(page, number, text, there):
+    needs = re.match('# needs (.*)\n', text)
+    if needs:
+        pytest.importorskip(needs[1])
+    names = {}
+    exec(text.replace('range(31)', 'range(2)'), names)
+    for told in re.findall(r'# ParameterCount\((.*), \.\.\.\)', text):
+        assert told in str(timm_lc.count_parameters(names['model']))
+    if 'a plain ResNet-20 of' in text:
+        assert timm_lc.count_parameters(names['plain']).total == 272_474
+
+
+@pytest.mark.parametrize('page', PAGES, ids=[page.stem for page in PAGES])
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r'\]\((?!https?:)([^)]+)\)', page.read_text()):
+        file, _, anchor = target.partition('#')
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), target
+        headings = re.findall(r'^#+ (.*)$', path.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r'[^\w -]', '', text.lower()).replace(' ', '-') for text in headings}
+
+
+def test_every_file_that_is_named_is_there():
+    for page in PAGES:
+        for name in re.findall(r'`((?:\.ci|tests|benchmarks|train_configs)/[\w./]+)`', page.read_text()):
+            assert (ROOT / name).exists(), f'{page.name} names {name}'
+
+
+def test_accuracies_of_the_readme_are_those_of_the_results():
+    text = (ROOT / 'README.md').read_text().partition('## Results')[2]
+    told = re.findall(r'\d\d\.\d\d(?= %| against)', text)
+    table = (ROOT / 'results/fig1/table.md').read_text()
+    assert len(told) == 5
+    assert all(number in table for number in told)
+    timing = (ROOT / 'results/table3/table.md').read_text().replace(',', '')
+    frozen = [line for line in timing.splitlines() if '+ Freezing' in line]
+    assert ['23481.7' in frozen[0], '6429' in frozen[0], '198.2' in frozen[1], '336' in frozen[1]] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ('row', 'kwargs'),
+    [
+        ('learnable baseline', {'freeze_spatial': False}),
+        ('frozen', {}),
+        ('shared', {'share_weights': True}),
+        ('recycled 1/16', {'share_weights': True, 'recycle': 16}),
+    ],
+)
+def test_counts_of_the_readme_are_those_of_the_networks(row, kwargs):
+    with torch.device('meta'):
+        counts = timm_lc.count_parameters(timm.create_model('lc_resnet20_16x128', **kwargs))
+    assert f'| {row} | {counts.total:,} | {counts.learnable:,} |' in (ROOT / 'README.md').read_text()
+
+
+@pytest.mark.skipif('TIMM_SCRIPTS' not in os.environ, reason="set TIMM_SCRIPTS to a folder with timm's scripts")
+@pytest.mark.parametrize('name', ['train', 'validate'])
+def test_commands_run_timms_own_scripts(name, there, monkeypatch, capfd):
+    for script in ('train.py', 'validate.py'):
+        shutil.copy(Path(os.environ['TIMM_SCRIPTS'], script), 'theirs.py')
+        (there / script).write_text(Path('theirs.py').read_text())
+    page, line = next((page, line) for page, line in COMMANDS if re.match(f'timm-lc (run )?{name}', line))
+    short = ' --epochs 1 --warmup-epochs 0 -b 4 --num-classes 3' if name == 'train' else ' -b 4 --num-classes 3'
+    test_every_command_runs(page, f'{line.partition("  #")[0]}{short} --img-size 32 -j 0 --device cpu', there)
