@@ -18,15 +18,16 @@ LAYOUT = {
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'convert', 'prune', 'options', 'fold'],
     'analysis': [
-        'metrics', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing', 'memory', 'floors',
+        'metrics', 'conditioning', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing',
+        'memory', 'floors',
     ],
     'models': ['_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
     'checkpoints': ['usage', 'facts', 'card', 'checkpoint', 'adapters', 'train_run', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
-        'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'catalogue',
-        'runs', 'results', 'imagenet', 'tables', 'plots', 'figures', 'estimate', 'planning', 'sections', 'reproduce',
-        'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
+        'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'theory',
+        'catalogue', 'runs', 'results', 'imagenet', 'tables', 'plots', 'figures', 'estimate', 'planning', 'sections',
+        'reproduce', 'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',

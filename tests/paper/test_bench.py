@@ -7,7 +7,7 @@ import torch
 from timm_lc import count_parameters
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.bench import Settings, measure_bench, measure_sweep
-from timm_lc.paper.bench_cases import ONE, PLAIN, TWO, cases, expanded
+from timm_lc.paper.bench_cases import IMPLICIT, ONE, PLAIN, TWO, cases, expanded
 from timm_lc.paper.bench_page import bench_page
 from timm_lc.training.recipe import Speed
 
@@ -27,8 +27,9 @@ def report():
 
 
 def test_rows_are_each_method_and_form():
-    found = [(case.row, case.form) for case in cases('lc_resnet20_16x2', [ONE, TWO])]
-    assert found == [('plain', ''), ('folded', ''), *((row, ONE) for row in METHODS), ('freezing', TWO)]
+    found = [(case.row, case.form) for case in cases('lc_resnet20_16x2')]
+    others = [('freezing', TWO), ('freezing', IMPLICIT)]
+    assert found == [('plain', ''), ('folded', ''), *((row, ONE) for row in METHODS), *others]
 
 
 def test_rows_of_a_network_without_blocks_have_no_form():
@@ -68,6 +69,11 @@ def test_two_convolutions_compute_the_same():
     )
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(two(images), one(images), rtol=1e-4, atol=1e-5)
+
+
+def test_implicit_form_has_the_plain_networks_parameters():
+    plain, *_, implicit = (case.build() for case in cases('lc_resnet20_16x2', [IMPLICIT]))
+    assert count_parameters(implicit).learnable == count_parameters(plain).learnable
 
 
 def test_rows_of_a_stock_network_are_refused():

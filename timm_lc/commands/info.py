@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     import timm
     import torch
 
+    from timm_lc.analysis.conditioning import conditioning_page
     from timm_lc.analysis.description import describe
     from timm_lc.inputs import input_size
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     print(describe(model))
     size, multiply_adds = 'x'.join(map(str, input_size(model))), f'{_multiply_adds(model):,}'
     print(f'checkpoint: {_checkpoint_bytes(model):,} bytes; multiply-adds for one {size} image: {multiply_adds}')
+    if page := conditioning_page(model):
+        print(f'\n{page}')
 
 
 def _multiply_adds(model: Any) -> int:

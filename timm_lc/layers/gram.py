@@ -25,7 +25,7 @@ __all__ = [
     'multiply',
     'precondition',
     'solve_pointwise',
-    'spectrum',
+    'without_rounding',
 ]
 
 Adapt = Callable[[np.ndarray], np.ndarray]
@@ -178,11 +178,10 @@ class Solution(NamedTuple):
     residual: float
 
 
-def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues (groups, fan) of G, ascending, zero where rounding hides them, and the vectors."""
-    values, vectors = np.linalg.eigh(matrix)
+def without_rounding(values: np.ndarray) -> np.ndarray:
+    """Return eigenvalues (groups, fan) of G, ascending, with those set to zero that rounding may have made."""
     limit = 16 * values.shape[-1] * np.finfo(np.float64).eps * values[..., -1:]
-    return np.where(values > limit, values, 0.0), vectors
+    return np.where(values > limit, values, 0.0)
 
 
 def solve_pointwise(
@@ -191,7 +190,8 @@ def solve_pointwise(
     """Solve P W = target in least squares, for targets (targets, C_out, fan), drawing the filters in blocks."""
     filters = [exact if adapt is None else adapt(exact) for _, exact in record.blocks(groups)]
     rows = np.concatenate(filters).reshape(groups, -1, fan)
-    values, vectors = spectrum(np.swapaxes(rows, 1, 2) @ rows)
+    values, vectors = np.linalg.eigh(np.swapaxes(rows, 1, 2) @ rows)
+    values = without_rounding(values)
     inverse = np.divide(1, values, out=np.zeros_like(values), where=values > 0)
     grouped = targets.reshape(len(targets), groups, -1, fan)
     coordinates = grouped @ vectors  # (targets, groups, C_out/groups, fan)

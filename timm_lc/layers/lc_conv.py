@@ -243,7 +243,8 @@ def _is_plain(conv: nn.Module) -> bool:
     """Return whether `conv` computes with its weight alone: what a tool hangs on it acts when it is called."""
     if type(conv) not in (nn.Conv2d, Conv2dSame) and not is_shared(conv):
         return False
-    hooked = conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    ours = all(hook is refuse_unfilled for hook in conv._forward_pre_hooks.values())  # of the meta device
+    hooked = not ours or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
     return not hooked and 'forward' not in conv.__dict__
 
 

@@ -68,8 +68,6 @@ def cases(name: str, forms: Sequence[str] = FORMS, **model_kwargs: Any) -> list[
     else:
         found += [_case(row, '', name, {**model_kwargs, **arguments}) for row, arguments in METHODS.items()]
     prunes = any(True for _ in pointwise_convolutions(model))
-    if 'implicit' not in LC_ARGUMENTS:
-        found = [case for case in found if case.form != IMPLICIT]
     return [case for case in found if prunes or 'pruning' not in case.row]
 
 

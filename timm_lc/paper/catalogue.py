@@ -14,6 +14,7 @@ from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, Experiment, Printed
 from timm_lc.paper.measures import COUNTS
 from timm_lc.paper.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TABLE2, TABLE3, lowres_gap
 from timm_lc.paper.second_version import SECOND_VERSION
+from timm_lc.paper.theory import THEORY
 from timm_lc.paper.variants import (
     BY_EXPANSION,
     BY_KERNEL,
@@ -326,4 +327,4 @@ _ALL = (
     ),
 )  # fmt: skip
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.id: experiment for experiment in (*_ALL, *SECOND_VERSION)}
+EXPERIMENTS: dict[str, Experiment] = {experiment.id: experiment for experiment in (*_ALL, *SECOND_VERSION, *THEORY)}

@@ -32,6 +32,7 @@ class Variant:
         l1: Factor of the penalty on pointwise weights.
         amount: Share of pointwise weights pruned after training.
         facet: Panel, or group of rows, where there are several.
+        lr: Learning rate in place of the recipe's; 0 is the recipe's.
         two_convolutions: Whether LC-Blocks compute two convolutions, as the paper's do (table 3).
     """
 
@@ -43,6 +44,7 @@ class Variant:
     l1: float = 0.0
     amount: float = 0.0
     facet: str = ''
+    lr: float = 0.0
     two_convolutions: bool = False
 
     @property
@@ -57,7 +59,9 @@ class Variant:
 
     def run(self, seed: int, recipe: Recipe) -> Run:
         """Return the training run of a seed."""
-        return Run(self.model, self.model_kwargs, seed, dataclasses.replace(recipe, l1=self.l1))
+        return Run(
+            self.model, self.model_kwargs, seed, dataclasses.replace(recipe, l1=self.l1, lr=self.lr or recipe.lr)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,14 @@ network's first convolution (section 4.2, appendix E).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from timm_lc.analysis.conditioning import condition
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.analysis.metrics import (
     effective_filters,
@@ -22,6 +24,7 @@ from timm_lc.analysis.metrics import (
 )
 from timm_lc.analysis.robustness import Normalized, pgd, robust_accuracy
 from timm_lc.filters import random_values
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.experiment import Variant
 from timm_lc.paper.timing import build, measure_timing
@@ -123,6 +126,15 @@ def counts(variant: Variant, device: torch.device) -> dict[str, Any]:
     return found if variant.amount else {**found, 'nonzero': found['total']}
 
 
+def conditioning(variant: Variant, device: torch.device) -> dict[str, Any]:
+    """Measure rank and condition of G in the last LC-Block, whose channels are as many before as after (theory5)."""
+    with torch.device('meta'):  # of the record alone
+        model = build(variant)
+    block = [module for module in model.modules() if isinstance(module, ImplicitLCConv2d)][-1]
+    found = condition(block.filter_record, block.out_channels, block.groups)
+    return {'reach': found.reach, 'log_condition': math.log10(found.condition), 'smallest': found.smallest}
+
+
 MEASURES: dict[str, Measure] = {
     'accuracy': accuracy,
     'fgsm': fgsm,
@@ -139,7 +151,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 # Of networks that need no training
-UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_timing}
+UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_timing, 'conditioning': conditioning}
 
 
 def _stem(model: nn.Module) -> Tensor:
