@@ -264,3 +264,16 @@ def test_networks_that_cannot_be_adapted_are_refused(stock):
     with pytest.raises(ValueError, match='has no adapters'):
         remove_adapters(stock())
     assert timm_lc.add_adapters is add_adapters
+
+
+def test_describe_tells_what_an_adapter_is_made_of(stock):
+    plain = stock()
+    total = sum(p.numel() for p in plain.parameters())
+    described = timm_lc.describe(add_adapters(plain, 4, seed=7))
+    layers = {layer.name: (layer.role, layer.state) for layer in described.layers}
+    assert layers['layer1.0.conv1.base'] == ('base spatial', 'not learnable')
+    assert layers['layer1.0.conv1.spatial'] == ('adapter filters', 'frozen, seed=7')
+    assert layers['layer1.0.conv1.pointwise'] == ('adapter P', 'learnable')
+    drawn = sum(m.spatial.weight.numel() for m in plain.modules() if isinstance(m, AdaptedConv2d))
+    coefficients = sum(m.pointwise.weight.numel() for m in plain.modules() if isinstance(m, AdaptedConv2d))
+    assert described.parameters.total == total + drawn + coefficients

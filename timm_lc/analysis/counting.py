@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from timm_lc.layers.frozen import is_frozen
+from timm_lc.layers.held import held_parameters
 from timm_lc.spatial import is_pointwise
 
 __all__ = ['ParameterCount', 'count_parameters']
@@ -44,7 +45,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         if record.is_shared:
             key, length = (record.seed, record.period), min(record.numel, record.period or record.numel)
             vectors[key] = max(vectors.get(key, 0), length)
-    total = stored + drawn + sum(vectors.values())
+    held = sum(tensor.numel() for module in model.modules() for tensor in held_parameters(module))  # a base's
+    total = stored + drawn + sum(vectors.values()) + held
     pointwise = {id(m.weight): m.weight for m in model.modules() if is_pointwise(m)}.values()
     zeros = sum(int((w == 0).sum()) for w in pointwise if not w.is_meta)
     return ParameterCount(learnable, total, stored, total - zeros)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from timm_lc.analysis.counting import ParameterCount, count_parameters
+from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import describe_filters, is_frozen
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.spatial import is_pointwise, is_spatial
@@ -17,7 +18,8 @@ class LayerInfo(NamedTuple):
 
     Attributes:
         name: Its qualified name.
-        role: 'spatial', 'pointwise' or 'convolution' (of one or three dimensions), after 'LC-Block ' if it is in one.
+        role: 'spatial', 'pointwise' or 'convolution' (of one or three dimensions), after 'LC-Block ' if it is in one;
+            of an adapted one 'base spatial', 'adapter filters' and 'adapter P'.
         shape: Of its weight, (C_out, C_in/groups, k_h, k_w).
         state: 'learnable', 'not learnable', 'kept', or 'frozen' or 'shared' with seed and period.
         seed: Of its filters; None where no seed gives them.
@@ -68,8 +70,11 @@ def _is_convolution(module: nn.Module) -> bool:
 
 def _layer(name: str, conv: nn.Module, model: nn.Module) -> LayerInfo:
     role = 'spatial' if is_spatial(conv) else 'pointwise' if is_pointwise(conv) else 'convolution'
-    if isinstance(model.get_submodule(name.rpartition('.')[0]), LCConv2d):
+    holder = model.get_submodule(name.rpartition('.')[0])
+    if isinstance(holder, LCConv2d):
         role = f'LC-Block {role}'
+    elif isinstance(holder, AdaptedConv2d):
+        role = f'base {role}' if conv is holder.base else 'adapter ' + ('filters' if conv is holder.spatial else 'P')
     state, seed = 'learnable' if conv.weight.requires_grad else 'not learnable', None
     if is_frozen(conv):
         state, seed = describe_filters(conv), None if conv.filter_record.is_kept else conv.filter_record.seed

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-__all__ = ['hold_tensors', 'is_held', 'release_tensors', 'tensors_of']
+__all__ = ['held_parameters', 'hold_tensors', 'is_held', 'release_tensors', 'tensors_of']
 
 # Counts batches, for norms that average their statistics over all of them; no output depends on it
 _COUNTER = 'num_batches_tracked'
@@ -59,6 +59,11 @@ def release_tensors(module: Any) -> None:
     module._non_persistent_buffers_set -= {*held.parameters, *held.buffers}
     if isinstance(module, _Evaluating):
         module.__class__ = type(module).__bases__[1]
+
+
+def held_parameters(module: nn.Module) -> list[Tensor]:
+    """Return what were parameters of `module` itself before it was held."""
+    return [getattr(module, name) for name in module.held.parameters] if is_held(module) else []
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from timm_lc._timm import describe_as, name_local_weights, record_arguments
 from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convolution
 from timm_lc.layers.packing import add_unpacking
 from timm_lc.layers.shared import is_shared
+from timm_lc.models._adapted import build_adapted
 from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions
 
 __all__ = ['build', 'register']
@@ -47,7 +48,13 @@ def build(
     options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
-    model = add_unpacking(options.apply(create_base(pretrained_cfg=cfg, **kwargs)))
+    if options.adapter is None:
+        model = options.apply(create_base(pretrained_cfg=cfg, **kwargs))
+    elif feature_kwargs.get('features_only'):
+        raise ValueError('`adapter` has no `features_only`: call `forward_intermediates`, or build it from the folded')
+    else:
+        model = build_adapted(name, options, cfg if pretrained_cfg else None, cache_dir=cache_dir, **kwargs)
+    add_unpacking(model)
     describe_as(model, name, _learnable_stem(model, first_conv))
     if pretrained:
         classes, channels = getattr(model, 'num_classes', 0), kwargs.get('in_chans', 3)

@@ -5,9 +5,11 @@ import math
 
 from torch import nn
 
+from timm_lc.arguments import check_count
 from timm_lc.filters import EXPECTED, UNIFORM, check_filters
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
+from timm_lc.transforms.adapt import ADAPTER_GAIN, add_adapters
 from timm_lc.transforms.combine import add_linear_combinations, replace_modules
 from timm_lc.transforms.convert import to_implicit
 from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
@@ -34,6 +36,11 @@ class LCOptions:
             or sqrt(6) (He) for a network without norms.
         filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`);
             with `implicit=True` also 'expected', the limit of many filters.
+        adapter: Rank of adapters to a trained network, `base`, in place of all that is above but `seed` and `gain`.
+        base: What `timm.create_model` builds that network from: a name with its tag, 'hf-hub:user/name',
+            'local-dir:path', or the file of a checkpoint.
+        adapter_layers: As `layers` in `add_adapters`.
+        adapter_norms: As `norms` in `add_adapters`.
     """
 
     freeze_spatial: bool = True
@@ -46,9 +53,13 @@ class LCOptions:
     seed: int = 0
     gain: float | None = None
     filters: str = 'uniform'
+    adapter: int | None = None
+    base: str | None = None
+    adapter_layers: str = 'spatial'
+    adapter_norms: bool = True
 
     def __post_init__(self) -> None:
-        for name in ('freeze_spatial', 'share_weights', 'implicit'):
+        for name in ('freeze_spatial', 'share_weights', 'implicit', 'adapter_norms'):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f'`{name}` must be True or False, got {getattr(self, name)!r}')
         if self.share_weights and not self.freeze_spatial:
@@ -61,8 +72,11 @@ class LCOptions:
             raise ValueError(f"`share_weights=True` needs `filters='uniform'`, got {self.filters!r}")
         if self.between is not None and self.expansion is None:
             raise ValueError(f'`between` needs `expansion`, the LC-Blocks that it is in; got {self.between!r} alone')
-
         check_filters(self.filters)
+        if self.adapter is not None:
+            self._check_adapter()
+        elif self.base is not None:
+            raise ValueError(f'`base` needs `adapter`, the rank of adapters to it; got base={self.base!r} alone')
         if self.implicit:
             self._check_implicit()
         elif check_filters(self.filters) == EXPECTED:
@@ -75,6 +89,21 @@ class LCOptions:
             raise ValueError('`implicit=True` needs `freeze_spatial=True`: where filters learn, G is not fixed')
         if self.between is not None:
             raise ValueError(f'`implicit=True` has nothing between the two convolutions, got {self.between!r}')
+
+    def _check_adapter(self) -> None:
+        check_count('adapter', self.adapter or 0)
+        if not isinstance(self.base, str) or not self.base:
+            raise ValueError(f'`adapter` needs `base`, the trained network that it adapts; got base={self.base!r}')
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _WITH_ADAPTER and value != field.default:
+                raise ValueError(f'`adapter` leaves the base as it is: it cannot go with {field.name}={value!r}')
+
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """Add adapters to a trained network, in place."""
+        assert self.adapter is not None
+        gain = ADAPTER_GAIN if self.gain is None else self.gain
+        return add_adapters(model, self.adapter, self.seed, self.adapter_layers, self.adapter_norms, gain=gain)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Transform a stock network in place."""
@@ -102,6 +131,8 @@ class LCOptions:
                 to_implicit(model)
         return model
 
+
+_WITH_ADAPTER = ('adapter', 'base', 'adapter_layers', 'adapter_norms', 'seed', 'gain')
 
 # Keyword arguments that `lc_` models have and stock ones lack
 LC_ARGUMENTS = tuple(field.name for field in dataclasses.fields(LCOptions))
