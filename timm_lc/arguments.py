@@ -1,6 +1,8 @@
 """Checks of arguments that many functions have: what is wrong is said with the name and the value."""
 
-__all__ = ['check_count']
+from torch import nn
+
+__all__ = ['check_count', 'check_module']
 
 
 def check_count(name: str, value: int) -> int:
@@ -16,3 +18,13 @@ def check_count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f'`{name}` must be a positive integer, got {value!r}')
     return value
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no network, such as its name.
+
+    Raises:
+        TypeError: If `model` is not an `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'`model` must be an nn.Module, got {model!r}')

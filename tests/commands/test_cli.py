@@ -53,13 +53,15 @@ def test_info_shows_sharing_and_the_bytes_of_a_checkpoint(capsys, tmp_path):
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
+        (['info', 'lc_resnet20_16x24'], 'are lc_resnet_cifar, `--model-kwargs depth=20 width=16 expansion=24`'),
+        (['export', 'm', '--to', 'plain', '--output', __file__], '`--output` must be a folder, got the file'),
         (['info', 'lc_resnet51'], 'did you mean .*lc_resnet50'),
         (['info', 'lc_resnet18', '--model-kwargs', 'expansion=0'], '`expansion` must be a positive integer, got 0'),
         (['info', 'lc_resnet18', '--model-kwargs', 'expansion'], 'must be key=value'),
         (['info', 'lc_resnet18', '--model-kwargs', 'no_such=1'], 'no_such'),
         (['list', 'nothing'], "no lc_ model matches 'nothing'"),
-        (['demo', '--epochs', '0'], '`--epochs` must be a positive integer, got 0'),
-        (['demo', '--model', 'lc_resnet20_16x9'], 'did you mean'),
+        (['demo', '--epochs', '0'], '`epochs` must be a positive integer, got 0'),
+        (['demo', '--model', 'lc_resnet20_16x9'], 'LCResNets of other sizes are lc_resnet_cifar'),
         (['demo', '--model', 'resnet18'], "`--model` must be an lc_ model, as lc_resnet18, got 'resnet18'"),
         (['demo', '--seed', '-1'], '`seed` must be .*got -1'),
         (['demo', '--data-dir', '/no/such/folder'], r'/no/such/folder has no folder train/'),

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from timm_lc.arguments import check_module
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.held import held_parameters
 from timm_lc.spatial import is_pointwise
@@ -35,6 +36,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         >>> count_parameters(timm.create_model('lc_resnet18'))
         ParameterCount(learnable=694632, total=11689512, stored=694632, nonzero=11689512)
     """
+    check_module(model)
     parameters = list(model.parameters())
     learnable = sum(p.numel() for p in parameters if p.requires_grad)
     records = [module.filter_record for module in model.modules() if is_frozen(module)]

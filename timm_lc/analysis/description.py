@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from timm_lc.analysis.counting import ParameterCount, count_parameters
+from timm_lc.arguments import check_module
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import describe_filters, is_frozen
 from timm_lc.layers.lc_conv import LCConv2d
@@ -58,6 +59,7 @@ def describe(model: nn.Module) -> Description:
         >>> timm_lc.describe(model).layers[0]
         LayerInfo(name='conv1', role='spatial', shape=(64, 3, 7, 7), state='frozen, seed=7', seed=7)
     """
+    check_module(model)
     return Description(
         [_layer(name, module, model) for name, module in model.named_modules() if _is_convolution(module)],
         count_parameters(model),

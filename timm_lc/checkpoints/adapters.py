@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from timm_lc.arguments import check_module
 from timm_lc.checkpoints.checkpoint import ADAPTER, file_metadata, read_checkpoint, stored_tensors
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.adapter import AdaptedConv2d
@@ -70,6 +71,7 @@ def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | Non
         ValueError: If `model` has no adapters, or values overflow in `dtype`.
         RuntimeError: If its base changed since the adapters were added.
     """
+    check_module(model)
     model, path = unwrap_model(model), Path(path)
     if not is_adapted(model):
         raise ValueError(
@@ -103,6 +105,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or no adapter, or of another base: the message tells in what they differ.
     """
+    check_module(model)
     network, path = unwrap_model(model), Path(path)
     file = read_adapter(path)
     _check_base(network, file, path)

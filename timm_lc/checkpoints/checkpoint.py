@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from timm_lc._timm import name_local_weights, save_config
 from timm_lc.analysis.counting import count_parameters
+from timm_lc.arguments import check_module
 from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.checkpoints.facts import Facts
 from timm_lc.filters import VERSION
@@ -80,6 +81,7 @@ def save_pretrained(
         >>> folder = timm_lc.save_pretrained(model, tempfile.mkdtemp())
         >>> model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     """
+    check_module(model)
     directory, model = Path(directory), unwrap_model(model)
     verify(model)  # so that the state dict knows of filters that were overwritten behind the version counters
     directory.mkdir(parents=True, exist_ok=True)
@@ -170,7 +172,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = 'it is damaged, or holds more than tensors and plain values, which could run code'
         raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).partition('\n')[0] or type(error).__name__
+        said = ' '.join(filter(None, [type(error).__name__, str(error).partition('\n')[0]]))
+        reason = f'it is damaged, or a file of another kind ({said})'
         raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
     if not isinstance(loaded, dict):
         raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')

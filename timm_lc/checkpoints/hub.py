@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_lc.arguments import check_module
 from timm_lc.checkpoints.card import model_card
 from timm_lc.checkpoints.checkpoint import (
     CARD,
@@ -87,6 +88,7 @@ def push_to_hub(
         ValueError: If an argument is wrong, or the plain form does not give the logits of `model`.
         ConnectionError: If the Hub refuses or does not answer. What went wrong and what to do is one line.
     """
+    check_module(model)
     if create_pr and revision not in (None, 'main'):
         raise ValueError(f'`create_pr` is for the main branch: it cannot go with `revision` {revision!r}')
     api = HfApi(token=token, library_name='timm_lc')

@@ -69,12 +69,19 @@ def add_training(parser: argparse.ArgumentParser, runs: int) -> None:
 def check_model(name: str) -> None:
     """Refuse a name that is not registered, suggesting the nearest."""
     import difflib
+    import re
 
     import timm
 
     import timm_lc  # noqa: F401  # registers the names
 
     if not timm.is_model(name):
+        size = re.fullmatch(r'lc_resnet(\d+)_(\d+)x(\d+)', name)
+        if size:
+            sizes = 'depth={} width={} expansion={}'.format(*size.groups())
+            raise ValueError(
+                f'no model {name!r}: LCResNets of other sizes are lc_resnet_cifar, `--model-kwargs {sizes}`'
+            )
         near = difflib.get_close_matches(name, timm.list_models('lc_*'), n=3, cutoff=0.6)
         hint = f'; did you mean {" or ".join(near)}?' if near else '; `timm-lc list` shows all'
         raise ValueError(f'unknown model {name!r}{hint}')

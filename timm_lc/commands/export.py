@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.checkpoints.exporting import export
     from timm_lc.checkpoints.train_run import read_facts
 
+    if args.output.is_file():
+        raise ValueError(f'`--output` must be a folder, got the file {args.output}')
     refuse_to_replace(args.checkpoint, args.output / WEIGHTS)
     whole = {'sparse': bool(args.sparse), 'dtype': args.dtype and getattr(torch, args.dtype)}
     storage = storage_of(args) if args.to == 'safetensors' else whole

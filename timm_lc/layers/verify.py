@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from timm_lc.arguments import check_module
 from timm_lc.filters import KEPT, FilterRecord
 from timm_lc.layers.changes import Seen, is_changed
 from timm_lc.layers.frozen import freeze_convolution, share_convolution
@@ -33,6 +34,7 @@ def verify(model: nn.Module, *, remedy: str | None = None) -> dict[str, str]:
         >>> set(verify(timm.create_model('lc_resnet18')).values())
         {'drawn'}
     """
+    check_module(model)
     if remedy not in (None, 'restore', 'keep'):
         raise ValueError(f"`remedy` must be 'restore', 'keep' or None, got {remedy!r}")
     frozen = {name: module for name, module in model.named_modules() if is_frozen(module)}

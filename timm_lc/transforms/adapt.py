@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from timm_lc.arguments import check_count
+from timm_lc.arguments import check_count, check_module
 from timm_lc.filters import ORTHOGONAL, UNIFORM, FilterRecord, check_gain, check_seed, layer_stream
 from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape, check_class
 from timm_lc.layers.frozen import is_frozen, remove_hook
@@ -102,6 +102,7 @@ def add_adapters(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         553832
     """
+    check_module(model)
     check_count('rank', rank), check_seed(seed), check_gain(gain)
     if layers not in LAYERS:
         raise ValueError(f'`layers` must be one of {", ".join(map(repr, LAYERS))}, got {layers!r}')
@@ -161,6 +162,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has no adapters.
     """
+    check_module(model)
     if not is_adapted(model):
         raise ValueError(f'{type(model).__name__} has no adapters')
     replace_modules(model, {m: m.release() for m in model.modules() if isinstance(m, AdaptedConv2d)})

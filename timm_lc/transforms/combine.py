@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from timm_lc.arguments import check_count
+from timm_lc.arguments import check_count, check_module
 from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -43,6 +43,7 @@ def add_linear_combinations(
         ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
             filters, or is an LC-Block of another expansion.
     """
+    check_module(model)
     check_count('expansion', expansion)
     check_seed(seed)
     check_gain(gain)

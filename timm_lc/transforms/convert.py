@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from timm_lc.arguments import check_module
 from timm_lc.filters import EXPECTED
 from timm_lc.layers.frozen import is_frozen, share_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
@@ -38,6 +39,7 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
         >>> sum(p.numel() for p in model.parameters())
         272474
     """
+    check_module(model)
     _check(model, optimizer)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, block in list(model.named_modules()):
@@ -74,6 +76,7 @@ def to_explicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             condition number so large that rounding P would change the function, or the optimizer holds more than
             momentum.
     """
+    check_module(model)
     _check(model, optimizer)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, block in list(model.named_modules()):

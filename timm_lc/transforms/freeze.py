@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from timm_lc.arguments import check_module
 from timm_lc.filters import (
     KEPT,
     FilterRecord,
@@ -53,6 +54,7 @@ def freeze_spatial(
         >>> sum(p.numel() for p in model.parameters())
         694632
     """
+    check_module(model)
     matched = matched_convolutions(model, filter_fn)
     if seed is not None:
         check_seed(seed)

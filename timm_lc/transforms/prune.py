@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from timm_lc.arguments import check_module
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.spatial import pointwise_convolutions
 
@@ -41,6 +42,7 @@ def prune_pointwise(model: nn.Module, amount: float) -> nn.Module:
         >>> sum(layer.zeros for layer in pointwise_sparsity(model))
         24550
     """
+    check_module(model)
     check_amount(amount)
     if any(isinstance(module, ImplicitLCConv2d) for module in model.modules()):
         raise ValueError('implicit LC-Blocks have no pointwise weights to prune: use to_explicit before')

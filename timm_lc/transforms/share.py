@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from timm_lc.arguments import check_count
+from timm_lc.arguments import check_count, check_module
 from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -41,6 +41,7 @@ def share_weights(
     Raises:
         ValueError: If nothing matches or an argument is out of range.
     """
+    check_module(model)
     matched = matched_convolutions(model, filter_fn)
     for name, conv in matched:
         if isinstance(conv, ImplicitLCConv2d):
