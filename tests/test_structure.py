@@ -26,8 +26,8 @@ LAYOUT = {
     'training': ['files', 'parallel', 'digits', 'data', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'theory',
-        'catalogue', 'runs', 'results', 'imagenet', 'tables', 'plots', 'figures', 'estimate', 'planning', 'sections',
-        'reproduce', 'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
+        'catalogue', 'runs', 'results', 'imagenet', 'tables', 'verdicts', 'plots', 'figures', 'estimate', 'planning',
+        'sections', 'reproduce', 'overview', 'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',

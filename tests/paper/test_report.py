@@ -38,6 +38,7 @@ def results(tmp_path):
         ('learnable', 1): 66.0,
     }
     lines = [line(series, 4, seed, {'accuracy': value}) for (series, seed), value in accuracies.items()]
+    lines.append(line('frozen random', 8, 0, {'accuracy': 64.0}))
     fewer_epochs = line('learnable', 4, 0, {'accuracy': 11.11}, epochs=1, data='dogs')
     fewer_images = [line('learnable', 4, seed, {'accuracy': 22.22}, limit=40) for seed in range(len(lines))]
     write(tmp_path / 'fig1', *lines, fewer_epochs, *fewer_images)
@@ -94,8 +95,8 @@ def test_page_says_what_was_measured_where(pages):
         '- training seeds: 0, 1; mean ± standard deviation (runs)',
         '- hardware: Some <CPU> & more, 2 CPU threads',
         '- versions: python 3.99.0, torch 2.99.0, timm 1.99.0',
-        'Accuracy of LCResNet-20-16x{E} over the expansion | 2 of 24 | 4 |',
-        'Combined filters of the first layer | 1 of 64 | 1 |',
+        'Accuracy of LCResNet-20-16x{E} over the expansion | too short to tell | 5 of 75 epochs | 3 of 24 | 5 |',
+        'Combined filters of the first layer | too short to tell | 5 of 75 epochs | 1 of 64 | 1 |',
     ):
         assert text in top
     assert '<li>hardware: Some &lt;CPU&gt; &amp; more, 2 CPU threads</li>' in page
@@ -114,7 +115,7 @@ def test_ours_stands_beside_the_papers(pages):
 
 def test_html_holds_all_it_shows(pages):
     page = Reader(pages[1])
-    assert page.tags.count('svg') == 2
+    assert page.tags.count('svg') == 3
     assert 'img' not in page.tags
     for link in page.links:
         assert link.startswith(('#', 'data:')), link[:80]
@@ -126,7 +127,7 @@ def test_html_holds_all_it_shows(pages):
 
 def test_markdown_links_to_what_is_there(pages, results):
     pictures = re.findall(r'!\[.*\]\((.*)\)', pages[0])
-    assert pictures == ['fig1/fig1.png', 'fig14/fig14.png']
+    assert pictures == ['fig1/fig1.png', 'fig1/fig1.png', 'fig14/fig14.png']  # the first on the first screen
     assert all((results / picture).stat().st_size > 1000 for picture in pictures)
     headings = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'## (.*)', pages[0])}
     assert set(re.findall(r'\]\(#(.*?)\)', pages[0])) == headings
@@ -134,7 +135,7 @@ def test_markdown_links_to_what_is_there(pages, results):
 
 def test_results_of_most_epochs_and_images_are_shown(pages):
     for page in pages:
-        assert '5 results of other recipes or images are not shown.' in page
+        assert '6 results of other recipes or images are not shown.' in page
         assert '11.11' not in page
         assert '22.22' not in page
         assert 'dogs' not in page
@@ -142,7 +143,7 @@ def test_results_of_most_epochs_and_images_are_shown(pages):
 
 def test_tables_are_written_anew_with_the_command(pages, results):
     text = (results / 'fig1' / 'table.md').read_text()
-    assert '`timm-lc reproduce fig1 --data cats --epochs 5 --runs 2`' in text
+    assert '`timm-lc reproduce fig1 --data cats --epochs 5 --runs 2 --values 4,8`' in text
     assert '- hardware: Some <CPU> & more, 2 CPU threads' in text
     assert '61.00 ± 1.41 (2)' in text
 

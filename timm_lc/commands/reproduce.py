@@ -1,10 +1,12 @@
 """`timm-lc reproduce`: the paper's figures and tables."""
 
 import argparse
+import functools
 import math
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from timm_lc.commands._arguments import add_training, training_of
 
@@ -59,19 +61,21 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """List experiments, show what would run, or run it; a queue, line by line."""
     from timm_lc.paper.runs import adopt_runs
+    from timm_lc.training.data import load_images
 
     for folder in args.adopt:
         _print_each(f'{folder}: {path}' for path in adopt_runs(folder, args.runs_dir, args.limit))
     if args.queue is None:
-        _run(args)
+        _run(args, load_images)
     elif args.experiments:
         raise ValueError(f'give IDs or `--queue`, not both; got {" ".join(args.experiments)}')
     else:
+        read = functools.lru_cache(maxsize=1)(load_images)  # once for all lines
         for line in _read_queue(args):
-            _run(line, wait=False)  # what another queue trains is left to it
+            _run(line, read, wait=False)  # what another queue trains is left to it
 
 
-def _run(args: argparse.Namespace, *, wait: bool = True) -> None:
+def _run(args: argparse.Namespace, read: Any, *, wait: bool = True) -> None:
     from timm_lc.paper.catalogue import EXPERIMENTS, find
     from timm_lc.paper.planning import Options, list_experiments, list_runs
     from timm_lc.paper.plots import require_plots
@@ -91,7 +95,7 @@ def _run(args: argparse.Namespace, *, wait: bool = True) -> None:
         _print_each(list_runs(experiments, options))
     else:
         require_plots()
-        if not reproduce(experiments, options):
+        if not reproduce(experiments, options, read):
             print('not finished: the time was up, or another process trains a run; the same command goes on')
 
 

@@ -242,6 +242,7 @@ _ALL = (
         measures=('pointwise',),
         kind='distributions', pair=None, single=True,
         says=('appendix F: weights become sparser with E, frozen or not',),
+        notes=('Five layers of the 19 and the shortcuts are drawn; runs.jsonl has all.',),
     ),
     Experiment(
         'fig17', 'ImageNet accuracy over learnable parameters', variants=ON_IMAGENET, x_label='model',
@@ -257,7 +258,7 @@ _ALL = (
     Experiment(
         'fig18', 'Accuracy of LCResNet-20-16x128, recycled 1/16, over the penalty',
         variants=tuple(Variant('', f'{value:g}', WIDEST, RECYCLED, l1=value) for value in LAMBDAS),
-        x_label='lambda', pair=None, log=False,
+        x_label='lambda', kind='dots', pair=None, log=False,
         printed=(
             Printed('table 1', '', '0', 91.93, std=0.13), Printed('table 1', '', f'{PENALTY:g}', 91.57, std=0.28),
         ),

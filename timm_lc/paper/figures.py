@@ -21,7 +21,9 @@ def draw(experiment: Experiment, cells: Cells) -> Any:
 
 
 def _curves(experiment: Experiment, cells: Cells) -> Any:
-    """Draw one panel for each measured facet and value, one curve for each series."""
+    """Draw one panel for each measured facet and value, one curve for each series; nothing of one place on an axis."""
+    if experiment.kind == 'curves' and len({point.x for point in cells}) < 2:
+        return None
     known = [facet for facet in _facets(experiment) if any(facet == point.facet for point in cells)]
     return curves([_panel(experiment, cells, facet, value) for facet in known for value in experiment.values])
 
@@ -75,17 +77,18 @@ def _filters(experiment: Experiment, cells: Cells) -> Any:
 
 
 def _positions(experiment: Experiment, cells: Cells) -> Any:
-    """Draw the variance of each kernel element, the mean over runs: learned above, combined random below."""
+    """Draw the variance of each kernel element, the mean over runs: learned at the left, combined random right."""
     rows = []
-    for series in reversed(series_of(experiment)):
-        found = [(facet, cells.get(Point(facet, series, 1), {}).get('positions', {})) for facet in _facets(experiment)]
-        row = [(facet, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for facet, runs in found if runs]
-        rows += [(series, row)] if row else []
+    for facet in _facets(experiment):
+        series = reversed(series_of(experiment))
+        found = [(name, cells.get(Point(facet, name, 1), {}).get('positions', {})) for name in series]
+        row = [(name, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for name, runs in found if runs]
+        rows += [(facet, row)] if row else []
     return heat_maps(rows, 'variance (1 over the layer)')
 
 
 def _distributions(experiment: Experiment, cells: Cells) -> Any:
-    """Draw pointwise weights, a row for each expansion and a column for each layer."""
+    """Draw pointwise weights, a row for each expansion and a column for each of five layers."""
     found = {
         x: [
             (style, cells.get(Point('', series, x), {}).get('pointwise'))
@@ -94,7 +97,8 @@ def _distributions(experiment: Experiment, cells: Cells) -> Any:
         for x in _places(experiment)
     }
     known = {x: [(style, _first(runs)) for style, runs in both if runs] for x, both in found.items()}
-    layers = list(next(layers for both in known.values() for _, layers in both))
+    every = list(next(layers for both in known.values() for _, layers in both))
+    layers = [every[round(index)] for index in np.linspace(0, len(every) - 1, min(5, len(every)))]
     rows = [
         (
             f'x{x}',

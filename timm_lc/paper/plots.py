@@ -5,6 +5,7 @@ Each function returns a matplotlib figure that no window or global state knows o
 
 import importlib.util
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ STYLE: dict[Any, Any] = {
     'axes.axisbelow': True,
     'grid.color': '#e4e4e4',
     'svg.hashsalt': 'timm_lc',
+    'svg.fonttype': 'none',  # text stays text: smaller, and can be searched
 }
 
 
@@ -70,7 +72,8 @@ class Panel:
         y_label: Beside it.
         title: Above; '' for none.
         log: Whether the axis is logarithmic, base 2.
-        places: Every place on the axis, in order; names stand at equal distances.
+        places: Every place on the axis, in order. Names stand at equal distances, names that are numbers at their
+            own, on a scale that is linear up to the smallest.
         zero: Whether to mark the height 0.
         vertical: Places of vertical lines.
         log_y: Whether the height is logarithmic, base 10.
@@ -103,30 +106,29 @@ def require_plots() -> None:
             raise ModuleNotFoundError(f"figures need {package}: pip install 'timm_lc[plots]'")
 
 
-def curves(panels: Sequence[Panel], columns: int = 2) -> Any:
-    """Return a figure of panels side by side: means, one standard deviation as a band, each run as a dot."""
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, grid = _subplots(rows, columns, (6.2 * columns, 4.2 * rows))
-    for axes, panel in zip(grid.flat, panels, strict=False):
+def curves(panels: Sequence[Panel]) -> Any:
+    """Return a figure of panels one below the other: means, one standard deviation as a band, each run as a dot."""
+    figure, grid = _subplots(len(panels), 1, (6.2, 4.2 * len(panels)))
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(grid.flat, panels, strict=True):
         _panel(axes, panel)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if any(curve.printed for panel in panels for curve in panel.curves):
+        handles['the paper'] = _hollow('the paper')
+    if handles:  # below the axes, where no data can be
+        figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False)
     return figure
 
 
-def mosaics(panels: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]], columns: int = 2) -> Any:
+def mosaics(panels: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]) -> Any:
     """Return a figure of filters as pictures.
 
     Args:
         panels: (title, rows) of each; a row is (label, filters (n, C, k_h, k_w)), its colours scaled by its largest
             weight, grey for 0. Three channels are red, green and blue, others are averaged.
-        columns: Panels side by side.
     """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
     height = max(0.8 + 0.42 * len(panel_rows) for _, panel_rows in panels)
-    figure, grid = _subplots(rows, columns, (7.2 * columns, height * rows))
+    figure, grid = _subplots(len(panels), 1, (7.2, height * len(panels)))
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (title, panel_rows) in zip(grid.flat, panels, strict=False):
@@ -167,7 +169,7 @@ def histograms(
         columns: Titles.
         legend: Name of each style.
     """
-    figure, grid = _subplots(len(rows), len(columns), (1.1 * len(columns) + 1, 0.9 * len(rows) + 1), layout=None)
+    figure, grid = _subplots(len(rows), len(columns), (1.5 * len(columns) + 0.5, 0.9 * len(rows) + 1), layout=None)
     for (label, cells), row_axes in zip(rows, grid, strict=True):
         row_axes[0].set_ylabel(label, rotation=0, ha='right', va='center')
         for axes, cell in zip(row_axes, cells, strict=True):
@@ -179,10 +181,10 @@ def histograms(
         widest = max((item.limit for _, cells in rows for item in cells[index]), default=1.0)
         for axes in grid[:, index]:
             axes.set(xlim=(-widest, widest), xticks=[], yticks=[])
-        grid[0, index].set_title(title, fontsize=7, rotation=30, ha='left')
-        grid[-1, index].set_xlabel(f'±{widest:.2g}', fontsize=8)
+        grid[0, index].set_title(title, fontsize=9)
+        grid[-1, index].set_xlabel(f'±{widest:.2g}')
     handles = [_patch(COLORS[style], name) for style, name in enumerate(legend)]
-    figure.legend(handles=handles, loc='upper left', bbox_to_anchor=(figure.subplotpars.left, 0), frameon=False)
+    figure.legend(handles=handles, loc='upper left', bbox_to_anchor=(figure.subplotpars.left, 0.06), frameon=False)
     return figure
 
 
@@ -259,15 +261,16 @@ def _panel(axes: Any, panel: Panel) -> None:
         _curve(axes, curve, positions)
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title, yscale='log' if panel.log_y else 'linear')
     axes.grid(visible=True)
-    handles = axes.get_legend_handles_labels()[0]
-    if any(curve.printed for curve in panel.curves):
-        handles.append(_hollow('the paper'))
-    if handles:
-        axes.legend(handles=handles, frameon=False)
 
 
 def _positions(axes: Any, panel: Panel) -> Mapping[Any, float]:
     """Set the ticks; return where each place stands on the axis."""
+    numbers = {place: float(place) for place in panel.places if isinstance(place, str) and _is_number(place)}
+    if numbers and len(numbers) == len(panel.places):
+        axes.set_xscale('symlog', linthresh=min(value for value in numbers.values() if value), linscale=0.4)
+        axes.set_xticks(list(numbers.values()), numbers.keys(), rotation=30, ha='right')
+        axes.minorticks_off()
+        return numbers
     if any(isinstance(place, str) for place in panel.places):
         axes.set_xticks(range(len(panel.places)), panel.places, rotation=30, ha='right')
         return {place: index for index, place in enumerate(panel.places)}
@@ -279,9 +282,18 @@ def _positions(axes: Any, panel: Panel) -> Mapping[Any, float]:
     return {place: float(place) for place in panel.places}
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _curve(axes: Any, curve: Curve, positions: Mapping[Any, float]) -> None:
     color, marker = COLORS[curve.style % len(COLORS)], MARKERS[curve.style % len(MARKERS)]
     points = [(positions[place], values) for place, values in curve.points if values]
+    if not points and not curve.printed:
+        return
     x = np.array([position for position, _ in points], float)
     spreads = [mean_and_std(values) for _, values in points]
     means, stds = np.array([mean for mean, _ in spreads]), np.array([std or 0.0 for _, std in spreads])

@@ -1,28 +1,31 @@
 """All results of a folder as one page, in Markdown and as HTML that holds its figures: `timm-lc report`."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm_lc.paper.catalogue import EXPERIMENTS
+from timm_lc.paper.overview import answer, headline, hours, verdicts
 from timm_lc.paper.plots import require_plots, svg
 from timm_lc.paper.results import RUNS, Results, settings
 from timm_lc.paper.sections import Section, make_section, provenance, write_section
 from timm_lc.paper.tables import markdown
+from timm_lc.paper.verdicts import SHORT, is_short
 from timm_lc.training.files import write_text
 
 __all__ = ['write_report']
 
-TITLE = 'The paper, reproduced'
+TITLE = 'Does the paper reproduce?'
 ABOUT = (
-    'Rethinking 1x1 Convolutions: Can we train CNNs with Frozen Random Filters? (Gavrikov and Keuper, 2023), made with '
-    "timm_lc. Columns headed 'paper' are what its text and tables print, 'deviation' is ours less the paper's; hollow "
-    "marks in figures are the paper's too. Of an experiment with results of several recipes, those of most epochs are "
-    'shown, and of these the most complete. Random filters are the same in all runs (filter seed 0); training seeds '
-    'draw learned weights, order and augmentation.'
+    'Rethinking 1x1 Convolutions: Can we train CNNs with Frozen Random Filters? (Gavrikov and Keuper, January 2023), '
+    'and its second version, The Power of Linear Combinations: Learning with Random Convolutions (June 2023), whose '
+    "figures and tables are those named v2-. Columns headed 'paper' are what its text and tables print, 'deviation' is "
+    "ours less the paper's; hollow marks in figures are the paper's too. Of an experiment with results of several "
+    'recipes, those of most epochs are shown, and of these the most complete. Random filters are the same in all runs '
+    '(filter seed 0); training seeds draw learned weights, order and augmentation.'
 )
+SHORT_RUNS = 'Short runs, which decide nothing'
 HEAD = f"""\
 <!doctype html>
 <html lang="en">
@@ -31,13 +34,13 @@ HEAD = f"""\
 <title>{TITLE}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+img, svg {{ max-width: 100%; height: auto; }}
 h2 {{ margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1rem; font-size: 1.2rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: .85rem; }}
 td {{ font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: right; }}
 th {{ vertical-align: bottom; }} th:first-child, td:first-child {{ text-align: left; }}
-table:first-of-type :is(th, td):nth-child(2) {{ text-align: left; }}
-svg {{ max-width: 100%; height: auto; }}
+table:first-of-type :is(th, td):is(:nth-child(2), :nth-child(3), :nth-child(4)) {{ text-align: left; }}
 li {{ font-size: .9rem; color: #444; }}
 </style>"""
 
@@ -65,31 +68,37 @@ def write_report(directory: Path) -> list[Path]:
     return [directory / name for name in pages]
 
 
-def _overview(sections: Sequence[Section]) -> list[list[str]]:
-    """Return the table of contents: what of each experiment is measured."""
-    rows = [['', 'figure or table', 'points measured', 'training runs']]
-    for section in sections:
-        trained = len({json.dumps(line.run, sort_keys=True) for line in section.lines if line.is_trained})
-        points = f'{section.measured} of {len(section.experiment.variants)}'
-        rows.append([section.experiment.id, section.experiment.title, points, str(trained)])
-    return rows
-
-
 def _markdown(sections: Sequence[Section]) -> str:
-    header, *rows = _overview(sections)
-    linked = [
-        [f'[{name}](#{_anchor(section.title)})', *row] for (name, *row), section in zip(rows, sections, strict=True)
-    ]
-    of_all = _provenance(sections)
-    lines = [f'# {TITLE}', '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all), '']
-    lines.append(markdown([header, *linked]))
-    for section in sections:
-        own = [f'- {name}: {text}' for name, text in _provenance([section]) if (name, text) not in of_all]
-        lines += ['', f'## {section.title}', *([''] if own else []), *own]
-        if section.figure is not None:
-            lines += ['', f'![{section.title}]({_picture(section)})']
-        lines += section.markdown()
-    return '\n'.join([*lines, ''])
+    links = {section.experiment.id: f'[{section.experiment.id}](#{_anchor(_title(section))})' for section in sections}
+    of_all, shown = _provenance(sections), headline(sections)
+    lines = [f'# {TITLE}', '', *(f'- {text}' for text in answer(sections))]
+    if shown is not None:
+        lines += ['', f'![{_title(shown)}]({_picture(shown)})']
+    lines += ['', markdown(verdicts(sections, links)), '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all)]
+    short = [section for section in sections if section.verdict.word == SHORT]
+    for section in [section for section in sections if section not in short]:
+        lines += _section(section, of_all)
+    lines += ['', f'# {SHORT_RUNS}'] if short else []
+    for section in short:
+        lines += _section(section, of_all)
+    return '\n'.join([*lines, '', '# Hours', '', markdown(hours(sections)), ''])
+
+
+def _section(section: Section, of_all: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the lines of a section, less what holds for all."""
+    word, reason = section.verdict
+    verdict = f'**{word}**: {reason}' if reason else f'**{word}**'
+    own = [f'- {name}: {text}' for name, text in _provenance([section]) if (name, text) not in of_all]
+    lines = ['', f'## {_title(section)}', '', verdict, *([''] if own else []), *own]
+    if section.figure is not None:
+        lines += ['', f'![{section.title}]({_picture(section)})']
+    return [*lines, *section.markdown()]
+
+
+def _title(section: Section) -> str:
+    """Return a section's title, with what its runs fall short of."""
+    short = is_short(section.experiment, section.lines)
+    return f'{section.title} ({short})' if short else section.title
 
 
 def _provenance(sections: Sequence[Section]) -> list[tuple[str, str]]:

@@ -1,9 +1,8 @@
 """Make figures and tables: train what is missing, measure, write results (`timm-lc reproduce`)."""
 
-import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from tqdm import tqdm
@@ -22,9 +21,14 @@ from timm_lc.training.trainer import OutOfTime, describe_device, versions
 
 __all__ = ['reproduce']
 
+Read = Callable[..., Images]
 
-def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
-    """Run what is missing and write the results of each experiment; return whether nothing is missing any more."""
+
+def reproduce(experiments: Sequence[Experiment], options: Options, read: Read = load_images) -> bool:
+    """Run what is missing and write the results of each experiment; return whether nothing is missing any more.
+
+    `read` is `load_images`, or remembers what that returned, as for the lines of a queue.
+    """
     deadline = time.monotonic() + 60 * options.max_minutes
     results = open_results(experiments, options)
     for experiment in experiments:
@@ -36,7 +40,7 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     jobs = plan(experiments, options)
     missing = [job for job in (job.lacking(results) for job in jobs) if job.points]
     if missing:
-        _finish_all(missing, results, options, deadline)
+        _finish_all(missing, results, options, deadline, read)
     for experiment in experiments:
         note = '' if missing or not experiment.measures else ' (no run was missing)'
         print(f'{experiment.id}: {_write(experiment, results[experiment.id], options)}{note}')
@@ -44,11 +48,13 @@ def reproduce(experiments: Sequence[Experiment], options: Options) -> bool:
     return not untrained and not any(job.lacking(results).points for job in jobs)
 
 
-def _finish_all(jobs: Sequence[Job], results: Mapping[str, Results], options: Options, deadline: float) -> None:
+def _finish_all(
+    jobs: Sequence[Job], results: Mapping[str, Results], options: Options, deadline: float, read: Read
+) -> None:
     """Train and measure what is missing, and write each result as it comes."""
     number = itertools.count(1)
     for data in dict.fromkeys(job.content['data'] for job in jobs):
-        images = _images(options.data if data == options.data_name else data, options.limit)
+        images = read(options.data if data == options.data_name else data, limit=options.limit)
         for known in results.values():
             known.check_images(images, options.limit)
         tasks = [(job, images, options, deadline) for job in jobs if job.content['data'] == data]
@@ -57,12 +63,6 @@ def _finish_all(jobs: Sequence[Job], results: Mapping[str, Results], options: Op
             for name, line in lines:
                 results[name].add([line])
                 _report(name, line, progress)
-
-
-@functools.lru_cache(maxsize=1)
-def _images(data: str, limit: int | None) -> Images:
-    """Read a set once for all lines of a queue."""
-    return load_images(data, limit=limit)
 
 
 def _finish(job: Job, images: Images, options: Options, deadline: float) -> list[tuple[str, Line]]:

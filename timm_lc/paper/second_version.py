@@ -119,24 +119,6 @@ SECOND_VERSION = (
     ),
     *map(_of_data, BY_DATA),
     Experiment(
-        'control', 'The matrix G = W^T W of 128 random filters, and its limit of many filters',
-        variants=(
-            Variant('filters', 128, 'lc_resnet20_16x128', IMPLICIT),
-            Variant('limit', 128, 'lc_resnet20_16x128', {**IMPLICIT, 'filters': 'expected'}),
-            plain(128),
-        ),
-        x_label=EXPANSION, kind='', pair=('filters', 'limit'), log=False,
-        printed=(
-            Printed('version 2, table 1', 'filters', 128, 91.89, std=0.10),
-            Printed('version 2, table 1', PLAIN, 128, 91.60, std=0.23),
-        ),
-        notes=(
-            'Ours, not in the paper. As E grows G tends to a multiple of the identity: the limit is the plain network '
-            'with another learning rate, weight decay and initial scale for each layer. What is left of the gain over '
-            'plain is no matter of the filters.',
-        ),
-    ),
-    Experiment(
         'v2-table2', 'ImageNet accuracy of ResNet-18d over the expansion',
         variants=flat(
             both(row, 'lc_resnet18d', '', **({} if expansion is None else {'expansion': expansion}))

@@ -1,6 +1,7 @@
 """An experiment's results as a section of text: what was trained where, the table, remarks, the figure."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
 from timm_lc.paper.results import Line, collect
 from timm_lc.paper.tables import markdown, table
+from timm_lc.paper.verdicts import Verdict, findings, is_short, verdict_of
 from timm_lc.training.files import write_text
 from timm_lc.training.recipe import Recipe
 
@@ -27,6 +29,8 @@ class Section:
         figure: As matplotlib draws it, or None.
         measured: Points that have a value of ours.
         hidden: Number of results of other recipes or images.
+        verdict: Whether it agrees with the paper.
+        findings: What ours shows where the paper speaks in words.
     """
 
     experiment: Experiment
@@ -35,6 +39,8 @@ class Section:
     figure: Any
     measured: int
     hidden: int
+    verdict: Verdict
+    findings: Sequence[str]
 
     @property
     def title(self) -> str:
@@ -45,6 +51,8 @@ class Section:
     def remarks(self) -> list[str]:
         """What the paper says in words, notes of ours, and what is left out."""
         said = [f'The paper, {text}.' for text in self.experiment.says]
+        short = is_short(self.experiment, self.lines)
+        said += [f'Ours{f" after {short}" if short else ""}: {"; ".join(self.findings)}.'] if self.findings else []
         left_out = [f'{self.hidden} results of other recipes or images are not shown.'] if self.hidden else []
         return [*said, *self.experiment.notes, *left_out]
 
@@ -59,7 +67,9 @@ def make_section(experiment: Experiment, lines: Sequence[Line], setting: str) ->
     shown = [line for line in lines if line.setting in ('', setting)]
     cells = collect(experiment, shown)
     rows = table(experiment, cells) if experiment.values else []
-    return Section(experiment, shown, rows, draw(experiment, cells), len(cells), len(lines) - len(shown))
+    verdict, found = verdict_of(experiment, shown, cells), findings(experiment, cells)
+    hidden = len(lines) - len(shown)
+    return Section(experiment, shown, rows, draw(experiment, cells), len(cells), hidden, verdict, found)
 
 
 def write_section(section: Section, output: Path) -> Path:
@@ -92,7 +102,7 @@ def provenance(lines: Iterable[Line]) -> list[tuple[str, str]]:
 
 
 def _command(section: Section) -> str:
-    """Return the command that makes the results, but for its choice of points and of a device."""
+    """Return the command that makes the results, but for its choice of a device."""
     command = f'timm-lc reproduce {section.experiment.id}'
     trained = [line.run for line in section.lines if line.is_trained]
     if not trained or section.experiment.by_train_script:
@@ -102,6 +112,10 @@ def _command(section: Section) -> str:
     options |= {name: (recipe[name], getattr(Recipe, name)) for name in ('batch_size', 'lr')}
     options['runs'] = last - first + 1, None
     given = [f'--{name.replace("_", "-")} {value}' for name, (value, usual) in options.items() if value != usual]
+    places = dict.fromkeys(str(variant.x) for variant in section.experiment.variants)
+    measured = {str(line.point.x) for line in section.lines if line.is_trained}
+    if measured < places.keys():
+        given.append(f'--values {shlex.quote(",".join(x for x in places if x in measured))}')
     return ' '.join([command, '--data', trained[0]['data'], *given])
 
 

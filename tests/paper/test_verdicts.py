@@ -1,0 +1,114 @@
+"""Verdicts and findings of results written by hand, and the first screen that they make."""
+
+import json
+
+import pytest
+
+from timm_lc.cli import main
+from timm_lc.paper.catalogue import EXPERIMENTS
+from timm_lc.paper.experiment import Point
+from timm_lc.paper.results import Line, collect
+from timm_lc.paper.sections import make_section
+
+RECIPE = {'epochs': 75, 'batch_size': 256, 'lr': 0.01, 'momentum': 0.9, 'weight_decay': 0.01, 'smoothing': 0.1,
+          'padding': 4, 'l1': 0.0, 'drop_last': False}  # fmt: skip
+
+
+def line(series, x, accuracy, *, epochs=75, facet='', limit=None, key='accuracy', seconds=3600.0):
+    about = {'model': series, 'model_kwargs': {'x': x}, 'seed': 0, 'data': 'cifar10', 'limit': limit}
+    run = {**about, 'recipe': {**RECIPE, 'epochs': epochs}}
+    where = {'device': 'a processor', 'threads': 1, 'seconds': seconds}
+    return Line(Point(facet, series, x), 0.0, run, where, {key: accuracy})
+
+
+def section(name, *lines):
+    return make_section(EXPERIMENTS[name], lines, lines[0].setting if lines else '')
+
+
+HEADLINE = [line('plain', 128, 91.3), line('learnable', 128, 91.0), line('frozen random', 128, 91.9)]
+
+
+def test_numbers_within_two_deviations_agree():
+    word, reason = section('v2-fig4a', *HEADLINE).verdict
+    assert word == 'agrees'
+    assert reason == '4 numbers within two deviations of the paper'  # the gap of 0.9 too, which has none: half a point
+
+
+def test_the_number_farthest_off_is_named():
+    far = [HEADLINE[0], line('learnable', 128, 88.0), HEADLINE[2]]
+    word, reason = section('v2-fig4a', *far).verdict
+    assert word == 'differs'
+    assert reason == '2 of 4 numbers; the most gap 128: 3.9, paper 0.5'
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'), [({'epochs': 5}, '5 of 75 epochs'), ({'limit': 5000}, 'on 5,000 images')]
+)
+def test_short_runs_decide_nothing(change, reason):
+    found = section('v2-fig4a', line('plain', 128, 91.6, **change))
+    assert found.verdict == ('too short to tell', reason)
+
+
+def test_what_was_not_run_and_what_cannot_be_compared():
+    assert section('fig3').verdict == ('not run', 'no run of ours')
+    word, reason = section('v2-fig4a', line('frozen random', 2, 85.0)).verdict
+    assert (word, reason) == ('no number to compare', 'none of the points with a number in print is measured')
+
+
+def test_findings_say_where_ours_crosses():
+    lines = [line('frozen random', x, value) for x, value in ((4, 80.0), (8, 86.0), (16, 88.0))]
+    lines += [line('learnable', x, 85.0) for x in (4, 8, 16)]
+    assert list(section('fig1', *lines).findings) == ['frozen random is ahead of learnable from E = 8 on']
+    remarks = section('fig1', *lines).remarks
+    assert 'Ours: frozen random is ahead of learnable from E = 8 on.' in remarks
+    behind = [line('frozen random', x, 80.0) for x in (4, 8)] + [line('learnable', x, 85.0) for x in (4, 8)]
+    assert list(section('fig1', *behind).findings) == ['frozen random is ahead of learnable nowhere up to E = 8']
+
+
+def test_findings_are_of_the_measured_numbers():
+    lines = [line('', name, value) for name, value in (('0', 74.0), ('5e-05', 76.5), ('0.001', 47.0))]
+    assert list(section('fig18', *lines).findings) == ['against 0: +2.50 at 5e-05, -27.00 at 0.001']
+    pair = [line(f'lambda = {name}', x, value) for name, x, value in (('5e-5', 0.0, 76.0), ('0', 0.0, 74.0))]
+    pair += [line(f'lambda = {name}', 0.8, value) for name, value in (('5e-5', 50.0), ('0', 41.0))]
+    assert list(section('fig19', *pair).findings) == [
+        'lambda = 5e-5 less lambda = 0: +2.00 points at 0.0, +9.00 at 0.8'
+    ]
+    square = [[1.0] * 3, [1.0, 4.0, 1.0], [1.0] * 3]
+    border = section('fig13', line('learnable', 1, square, facet='k = 3', key='positions'))
+    assert list(border.findings) == ['k = 3: variance at the border over that inside: learnable 0.25']
+    trend = [line('frozen random', x, value, key='entropy_normalized') for x, value in ((1, 0.9), (2, 1.1), (4, 0.7))]
+    assert list(section('fig6', *trend).findings) == ['frozen random goes from 0.900 to 0.700, within 0.700 and 1.100']
+
+
+def write(folder, name, lines):
+    (folder / name).mkdir()
+    (folder / name / 'runs.jsonl').write_text(''.join(json.dumps(each.to_json()) + '\n' for each in lines))
+
+
+def test_first_screen_answers_and_short_runs_stand_below(tmp_path):
+    write(tmp_path, 'v2-fig4a', [*HEADLINE, line('frozen random', 64, 91.0)])
+    write(tmp_path, 'fig1', [line('frozen random', x, 70.0, epochs=5) for x in (4, 8)])
+    assert main(['report', str(tmp_path)]) == 0
+    page = (tmp_path / 'report.md').read_text()
+    top = page[: page.index('\n## ')]
+    assert 'Ours: plain 91.30 (one run), learnable 91.00 (one run), frozen random 91.90 (one run) %.' in top
+    count = sum(not name.startswith('theory') for name in EXPERIMENTS)
+    assert f'Of {count} figures and tables of both versions: 1 agrees, 1 too short to tell' in top
+    assert f'{count - 2} not run.' in top
+    assert '![v2-fig4a: Accuracy of LCResNet-20-16x{E} and of the plain network](v2-fig4a/v2-fig4a.png)' in top
+    assert '| fig3 | Accuracy of off-the-shelf networks | not run |' in top
+    assert page.index('## v2-fig4a') < page.index('# Short runs, which decide nothing') < page.index('## fig1')
+    assert '| CIFAR-10, baselines | 183.0 | 1.00 |' in page  # plain: 3,600 seconds
+    assert '| CIFAR-10, LC-Blocks | 787.3 | 5.00 |' in page
+    assert (tmp_path / 'report.html').stat().st_size < 1_000_000
+
+
+def test_without_a_run_at_full_length_the_question_is_open(tmp_path):
+    write(tmp_path, 'fig1', [line('frozen random', x, 70.0, epochs=5) for x in (4, 8)])
+    assert main(['report', str(tmp_path)]) == 0
+    top = (tmp_path / 'report.md').read_text().partition('\n## ')[0]
+    assert 'Ours: no run of 75 epochs is finished, so whether this reproduces is open.' in top
+
+
+def test_cells_of_a_section_are_those_of_its_lines():
+    assert collect(EXPERIMENTS['v2-fig4a'], HEADLINE)[Point('', 'plain', 128)] == {'accuracy': {0: 91.3}}

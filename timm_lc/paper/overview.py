@@ -1,0 +1,103 @@
+"""The first screen of the report: does the paper reproduce, in three lines, and a verdict for each figure and table."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm_lc.analysis.intervals import mean_and_std
+from timm_lc.paper.catalogue import EXPERIMENTS
+from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Point
+from timm_lc.paper.printed_second import BY_DATA, HOURS
+from timm_lc.paper.results import Line, collect
+from timm_lc.paper.sections import Section
+from timm_lc.paper.verdicts import AGREES, DIFFERS, MISSING, OPEN, SHORT, is_short
+
+__all__ = ['answer', 'headline', 'hours', 'verdicts']
+
+_HEADLINES = ('v2-fig4a', 'fig1')
+# `theory...` are experiments of ours
+_PAPER = {name: experiment for name, experiment in EXPERIMENTS.items() if not name.startswith('theory')}
+
+
+def headline(sections: Sequence[Section]) -> Section | None:
+    """Return the section whose figure stands on the first screen: accuracy over the expansion, the longest trained."""
+    found = {section.experiment.id: section for section in sections if section.figure is not None}
+    known = [found[name] for name in _HEADLINES if name in found]
+    whole = [section for section in known if not is_short(section.experiment, section.lines)]
+    return next(iter([*whole, *known]), None)
+
+
+def answer(sections: Sequence[Section]) -> list[str]:
+    """Return three lines: the headline's numbers, how many figures and tables agree, and what short runs show."""
+    words = Counter(section.verdict.word for section in sections if section.experiment.id in _PAPER)
+    words[MISSING] += len(_PAPER) - words.total()
+    counts = ', '.join(f'{words[word]} {word}' for word in (AGREES, DIFFERS, SHORT, OPEN, MISSING) if words[word])
+    lines = [_numbers(sections), f'Of {words.total()} figures and tables of both versions: {counts}.']
+    shown = headline(sections)
+    if shown is not None and shown.findings:
+        short = is_short(shown.experiment, shown.lines)
+        says = '; '.join(shown.experiment.says)
+        lines.append(
+            f'{"After " + short if short else "At full length"}, {"; ".join(shown.findings)}. The paper, {says}.'
+        )
+    return lines
+
+
+def verdicts(sections: Sequence[Section], links: Mapping[str, str]) -> list[list[str]]:
+    """Return a row for each figure and table of both versions; `links` are the texts of ids that have a section."""
+    known = {section.experiment.id: section for section in sections}
+    rows = [['', 'figure or table', 'verdict', 'why', 'points measured', 'training runs']]
+    for name, experiment in _PAPER.items():
+        if name not in known:
+            rows.append([name, experiment.title, MISSING, '', f'0 of {len(experiment.variants)}', '0'])
+            continue
+        section = known[name]
+        measured = f'{section.measured} of {len(experiment.variants)}'
+        runs = len({_content(line) for line in section.lines if line.is_trained})
+        rows.append([links[name], experiment.title, *section.verdict, measured, str(runs)])
+    return rows
+
+
+def hours(sections: Sequence[Section]) -> list[list[str]]:
+    """Return the second version's table 4, hours of an A100, and ours of what results tell, each run once."""
+    ours: Counter[str] = Counter()
+    runs = {_content(line): line for section in sections for line in section.lines if 'seconds' in line.where}
+    devices = dict.fromkeys(line.where['device'] for line in runs.values())
+    for line in runs.values():
+        ours[_category(line)] += line.where['seconds'] / 3600
+    rows = [['', 'the paper, hours of an A100', f'ours, {", ".join(devices)}']]
+    rows += [[name, f'{theirs:,.1f}', f'{ours[name]:,.2f}' if ours[name] else ''] for name, theirs in HOURS.items()]
+    return rows if runs else [row[:2] for row in rows]
+
+
+def _numbers(sections: Sequence[Section]) -> str:
+    """Return plain, learnable and frozen random at E = 128, ours at full length beside the paper's."""
+    section = next((section for section in sections if section.experiment.id == _HEADLINES[0]), None)
+    names = (PLAIN, LEARNABLE, FROZEN)
+    paper = ', '.join(
+        f'{name} {mean:.2f} ± {std:.2f}' for name, (mean, std) in zip(names, BY_DATA['CIFAR-10'], strict=True)
+    )
+    about = f'The paper, CIFAR-10, 75 epochs, E = 128: {paper} %.'
+    if section is None or is_short(section.experiment, section.lines):
+        return f'{about} Ours: no run of 75 epochs is finished, so whether this reproduces is open.'
+    cells = collect(section.experiment, section.lines)
+    found = {name: cells.get(Point('', name, 128), {}).get('accuracy', {}) for name in names}
+    ours = [f'{name} {_spread(values)}' for name, values in found.items() if values]
+    return f'{about} Ours: {", ".join(ours) or "none of the three"} %.'
+
+
+def _spread(values: Mapping[int, float]) -> str:
+    mean, std = mean_and_std(list(values.values()))
+    return f'{mean:.2f}' + (f' ± {std:.2f} ({len(values)} runs)' if std is not None else ' (one run)')
+
+
+def _content(line: Line) -> str:
+    return str(sorted((key, str(value)) for key, value in line.run.items() if key != 'images'))
+
+
+def _category(line: Line) -> str:
+    """Return the row of table 4 that a run belongs to."""
+    data: dict[str, Any] = {'cifar100': 'CIFAR-100', 'svhn': 'SVHN', 'fashion_mnist': 'Fashion-MNIST'}
+    kind = 'baselines' if line.point.series == PLAIN else 'LC-Blocks'
+    name = data.get(line.run['data'])
+    return f'{name}, LC-Blocks' if name else f'CIFAR-10, {kind}'
