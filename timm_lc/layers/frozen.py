@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord, check_filters, layer_stream
 from timm_lc.layers.changes import Seen, mark_seen, save_present_filters
 from timm_lc.layers.recorded import RECORD, draw, encode, filter_shape, fit, is_frozen, read, recorded
-from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class
+from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class, trace_as_leaf
 
 __all__ = [
     'adopt',
@@ -87,6 +87,7 @@ def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilt
     conv.__class__ = shared_class(type(conv))
     conv.shared = shared
     conv.filter_scale = record.scale
+    trace_as_leaf(conv)
     _attach(conv, record, like)
 
 

@@ -16,7 +16,7 @@ from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
-from timm_lc.layers.shared import is_shared, repeat_to
+from timm_lc.layers.shared import is_shared, repeat_to, trace_as_leaf
 
 __all__ = ['LCConv2d', 'combine']
 
@@ -160,6 +160,7 @@ class LCConv2d(nn.Module):
         self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
         self.dilation, self.padding_mode = conv.dilation, conv.padding_mode
         self.expansion = expansion
+        trace_as_leaf(self)
         self.pads_same = isinstance(conv, Conv2dSame)
         rows, has_bias, dtype = expansion * conv.out_channels, conv.bias is not None, conv.weight.dtype
         # built empty: drawing PyTorch's own initial filters would cost time and move the global random state

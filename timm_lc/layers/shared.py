@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from timm_lc.filters import SHARED_STREAM, FilterRecord, check_seed, random_values
 
-__all__ = ['SharedFilters', 'copy_filters', 'is_shared', 'leave_shared', 'repeat_to', 'shared_class']
+__all__ = ['SharedFilters', 'copy_filters', 'is_shared', 'leave_shared', 'repeat_to', 'shared_class', 'trace_as_leaf']
 
 
 def is_shared(module: nn.Module) -> bool:
@@ -107,4 +107,12 @@ def _new_shared(base: type[nn.Conv2d]) -> nn.Conv2d:
 def leave_shared(conv: nn.Conv2d) -> None:
     """Give `conv` back its own class, in place; it is then without a weight."""
     conv.__class__ = type(conv).__bases__[1]
-    del conv.shared, conv.filter_scale
+    del conv.shared, conv.filter_scale, conv.__module__
+
+
+def trace_as_leaf(module: nn.Module) -> None:
+    """Let FX keep `module` whole, in place, as it keeps torch's own: only so is its record in what it traces.
+
+    All tracers ask where a module says it is from; `register_notrace_module` reaches timm's alone.
+    """
+    module.__module__ = 'torch.nn'
