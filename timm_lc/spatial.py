@@ -1,11 +1,23 @@
 """What counts as a spatial or a pointwise convolution (sections 2 and 4)."""
 
+import warnings
 from collections.abc import Callable, Iterator
 
 from timm.layers import CondConv2d
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ['FilterFn', 'is_pointwise', 'is_spatial', 'pointwise_convolutions', 'spatial_convolutions']
+__all__ = [
+    'FilterFn',
+    'is_flat',
+    'is_pointwise',
+    'is_spatial',
+    'matched_convolutions',
+    'owners',
+    'pointwise_convolutions',
+    'spatial_convolutions',
+    'warn_of_others',
+]
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -24,12 +36,27 @@ def is_pointwise(module: nn.Module) -> bool:
 
 
 def pointwise_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield (qualified name, module) of the pointwise convolutions that are not the classifier's; each once."""
-    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
-    left_out = {classifier} if isinstance(classifier, str) else set(classifier)
+    """Yield (qualified name, module) of the pointwise convolutions that are not the classifier's; each once.
+
+    Frozen filters of 1x1, as those of an LC-Block, are no pointwise weights.
+    """
+    heads = _heads(model)
     for name, module in model.named_modules():
-        if is_pointwise(module) and name not in left_out and _HEAD not in name.split('.'):
+        if is_pointwise(module) and 'weight' not in module._buffers and not _is_in(name, heads):
             yield name, module
+
+
+def _heads(model: nn.Module) -> set[str]:
+    """Return names of the layers that classify: timm's, and a last layer that gives as many outputs as classes."""
+    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
+    heads = {classifier} if isinstance(classifier, str) else set(classifier)
+    last = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))][-1:]
+    outputs = [getattr(model.get_submodule(name), 'out_channels', None) for name in last]
+    return heads | set(last) if outputs == [getattr(model, 'num_classes', ...)] else heads
+
+
+def _is_in(name: str, heads: set[str]) -> bool:
+    return name in heads or _HEAD in name.split('.')
 
 
 def spatial_convolutions(model: nn.Module, filter_fn: FilterFn | None = None) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -38,16 +65,20 @@ def spatial_convolutions(model: nn.Module, filter_fn: FilterFn | None = None) ->
     The classifier's own convolutions are left out. A convolution used twice is yielded once.
 
     Raises:
-        ValueError: If the model has k x k weights in a `CondConv2d`, which is no `nn.Conv2d`.
+        ValueError: If the model has k x k weights in a `CondConv2d`, which is no `nn.Conv2d`, or a convolution that
+            does not know its input channels yet.
     """
+    heads = _heads(model)
     for name, module in model.named_modules():
-        if _HEAD in name.split('.') or (filter_fn is not None and not filter_fn(module, name)):
+        if _is_in(name, heads) or (filter_fn is not None and not filter_fn(module, name)):
             continue
         if isinstance(module, CondConv2d) and max(module.kernel_size) > 1:
             raise ValueError(
                 f'layer `{name}` is a CondConv2d, whose mixed filters cannot be frozen; leave it out by `filter_fn`'
             )
         if is_spatial(module):
+            if is_lazy(module._parameters.get('weight')):
+                raise ValueError(f'layer `{name}` is lazy: pass an image through the network first')
             yield name, module
 
 
@@ -64,3 +95,39 @@ def matched_convolutions(model: nn.Module, filter_fn: FilterFn | None) -> list[t
         )
         raise ValueError(f'{type(model).__name__} {reason}')
     return matched
+
+
+def owners(matched: list[tuple[str, nn.Conv2d]]) -> dict[nn.Conv2d, str]:
+    """Return for each convolution the name of the first one with the same weight, its own where none is tied to it."""
+    first: dict[int, str] = {}
+    return {
+        conv: first.setdefault(id(conv._parameters['weight']), name) if 'weight' in conv._parameters else name
+        for name, conv in matched
+    }
+
+
+def is_flat(module: nn.Module, name: str) -> bool:
+    """Return whether `module` convolves over two dimensions: a `filter_fn` that leaves out the others in silence."""
+    return isinstance(module, nn.Conv2d | CondConv2d)
+
+
+def warn_of_others(model: nn.Module, filter_fn: FilterFn | None) -> None:
+    """Warn of spatial filters that go on learning because they are in no `nn.Conv2d`."""
+    others = [
+        f'`{name}` ({type(module).__name__})'
+        for name, module in model.named_modules()
+        if _is_other(module) and (filter_fn is None or filter_fn(module, name))
+    ]
+    if others:
+        warnings.warn(
+            f'spatial filters go on learning in {", ".join(others)}: only those of nn.Conv2d are frozen; '
+            '`filter_fn=lambda module, name: isinstance(module, torch.nn.Conv2d)` leaves out the others in silence',
+            stacklevel=3,
+        )
+
+
+def _is_other(module: nn.Module) -> bool:
+    """Return whether `module` convolves over space, with kernels larger than 1, and is no `nn.Conv2d`."""
+    names = {kind.__name__ for kind in type(module).__mro__}
+    kinds = {'Conv1d', 'Conv3d', 'ConvTranspose1d', 'ConvTranspose2d', 'ConvTranspose3d', 'DeformConv2d'}
+    return bool(names & kinds) and max(module.kernel_size) > 1

@@ -8,6 +8,7 @@ import torch
 from test_state import KEPT, VARIANTS, load, outputs, spatial
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from timm_lc import freeze_spatial, share_weights, verify
 
@@ -230,3 +231,13 @@ def test_states_compare(stock):
     one, two = freeze_spatial(stock()).state_dict(), freeze_spatial(stock()).state_dict()
     assert all(torch.allclose(one[name], two[name]) for name in one)
     assert copy.deepcopy(one).keys() == two.keys()
+
+
+@every_variant
+@pytest.mark.parametrize('trace', [torch.fx.symbolic_trace, lambda model: create_feature_extractor(model, ['fc'])])
+def test_traced_networks_adopt_and_verify_as_those_they_are_of(trace, build, stock, images):
+    source = build(stock()) if build is KEPT['kept'] else build(stock(), 7)
+    for state in (source.state_dict(), trace(source).state_dict()):
+        traced = load(trace(build(stock())), state)
+        actual = traced.eval()(images)
+        assert torch.equal(actual['fc'] if isinstance(actual, dict) else actual, outputs(source, images))

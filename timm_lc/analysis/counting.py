@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from timm_lc.arguments import check_module
 from timm_lc.layers.frozen import is_frozen
@@ -39,9 +39,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     check_module(model)
     parameters = list(model.parameters())
     learnable = sum(p.numel() for p in parameters if p.requires_grad)
-    records = [module.filter_record for module in model.modules() if is_frozen(module)]
-    stored = sum(p.numel() for p in parameters) + sum(record.numel for record in records if record.is_kept)
-    drawn = sum(record.numel for record in records if not (record.is_kept or record.is_shared))
+    frozen = [module for module in model.modules() if is_frozen(module)]
+    kept = {_place(m.weight): m.filter_record.numel for m in frozen if m.filter_record.is_kept}
+    stored = sum(p.numel() for p in parameters) + sum(kept.values())
+    # layers of one record were tied: no two layers have one name
+    records = {module.filter_record for module in frozen if not module.filter_record.is_kept}
+    drawn = sum(record.numel for record in records if not record.is_shared)
     vectors: dict[tuple[int, int], int] = {}
     for record in records:
         if record.is_shared:
@@ -52,3 +55,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     pointwise = {id(m.weight): m.weight for m in model.modules() if is_pointwise(m)}.values()
     zeros = sum(int((w == 0).sum()) for w in pointwise if not w.is_meta)
     return ParameterCount(learnable, total, stored, total - zeros)
+
+
+def _place(tensor: Tensor) -> int:
+    """Return what tells one storage from another."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()

@@ -178,7 +178,8 @@ class LCConv2d(nn.Module):
             k_h, k_w = self.kernel_size
             shape = [self.expansion * self.out_channels, self.in_channels // self.groups, k_h, k_w]
             vector, scale = self.spatial.shared.vector, self.spatial.filter_scale
-            return _combine_shared(self.pointwise.weight, vector, scale, self.groups, shape)
+            weight = _combine_shared(self.pointwise.weight, vector, scale, self.groups, shape)
+            return weight.view(self.out_channels, shape[1], k_h, k_w)  # which a tracer of sizes loses track of
         return combine(self.pointwise.weight, self.spatial.weight, self.groups)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from timm_lc.layers.frozen import named_record
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import is_shared
-from timm_lc.spatial import FilterFn, matched_convolutions
+from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
 from timm_lc.transforms.freeze import settle
 
 __all__ = ['add_linear_combinations', 'replace_modules']
@@ -50,7 +50,10 @@ def add_linear_combinations(
     if implicit and not freeze_spatial:
         raise ValueError('`implicit=True` needs `freeze_spatial=True`: where filters learn, G is not fixed')
     blocks: dict[nn.Module, nn.Module] = {}
-    for name, conv in matched_convolutions(model, filter_fn):
+    warn_of_others(model, filter_fn)
+    matched = matched_convolutions(model, filter_fn)
+    names = owners(matched)
+    for name, conv in matched:
         parent = name.rpartition('.')[0]
         holder = conv if isinstance(conv, ImplicitLCConv2d) else model.get_submodule(parent)
         if isinstance(holder, LCConv2d | ImplicitLCConv2d):
@@ -63,16 +66,28 @@ def add_linear_combinations(
             raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
         if is_shared(conv):
             raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
-        record = named_record(conv, f'{name}.spatial', seed, gain, filters, implicit=implicit)
+        record = named_record(conv, f'{names[conv]}.spatial', seed, gain, filters, implicit=implicit)
         try:
             blocks[conv] = LCConv2d.from_convolution(
                 conv, expansion, record, freeze_spatial=freeze_spatial, implicit=implicit
             )
         except ValueError as error:
             raise ValueError(f'layer `{name}`: {error}') from None
+    _tie(blocks, names)
     replace_modules(model, blocks)
     settle(model)
     return model
+
+
+def _tie(blocks: dict[nn.Module, nn.Module], names: dict[nn.Conv2d, str]) -> None:
+    """Tie the blocks, in place, of convolutions that had one weight."""
+    first: dict[str, nn.Module] = {}
+    for conv, block in blocks.items():
+        owner = first.setdefault(names[conv], block)
+        for name, parameter in list(owner.named_parameters()):
+            if owner is not block and name.endswith('weight'):
+                parent, _, leaf = name.rpartition('.')
+                block.get_submodule(parent)._parameters[leaf] = parameter
 
 
 def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:

@@ -20,7 +20,7 @@ from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.layers.shared import is_shared
 from timm_lc.layers.verify import restore
-from timm_lc.spatial import FilterFn, matched_convolutions
+from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
 
 __all__ = ['freeze_spatial', 'seed_spatial', 'settle', 'unsettle']
 
@@ -36,12 +36,15 @@ def freeze_spatial(
     """Replace, in place, the filters of the spatial convolutions by random ones that never learn; return `model`.
 
     Biases, norms, pointwise and linear layers go on learning. The filters leave `parameters()` and the state dict,
-    which holds a record of their seed instead. Layers that share their filters stay as they are.
+    which holds a record of their seed instead. Layers that share their filters stay as they are. Convolutions of one
+    weight have one again. Those of one or three dimensions and transposed ones go on learning, which a warning tells.
 
     Args:
         model: Any network with `nn.Conv2d` layers.
         seed: Filter seed in [0, 2**32); None freezes the present weights, which the state dict then keeps.
-        filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are frozen.
+        filter_fn: `filter_fn(module, name)` narrows which spatial convolutions are frozen. The classifier of a timm
+            network, or a last convolution with as many outputs as classes, is left out; another network's
+            `head.predict` is by `filter_fn=lambda module, name: name != 'head.predict'`.
         gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); 1 is PyTorch's default, sqrt(6) He's.
         filters: 'uniform' as in the paper, or 'orthogonal': orthonormal rows per group, of the same mean square.
 
@@ -56,6 +59,7 @@ def freeze_spatial(
     """
     check_module(model)
     matched = matched_convolutions(model, filter_fn)
+    warn_of_others(model, filter_fn)
     if seed is not None:
         check_seed(seed)
     check_gain(gain), check_filters(filters)
@@ -65,11 +69,11 @@ def freeze_spatial(
             raise ValueError(
                 f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights'
             )
-    for name, conv in matched:
+    for conv, owner in owners(matched).items():
         if isinstance(conv, ImplicitLCConv2d) or (is_shared(conv) and not (seed is None and is_changed(conv))):
             continue
         if seed is not None:
-            freeze_convolution(conv, named_record(conv, name, seed, gain, filters))
+            freeze_convolution(conv, named_record(conv, owner, seed, gain, filters))
         elif not is_frozen(conv) or is_changed(conv):
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
     settle(model)
@@ -78,7 +82,7 @@ def freeze_spatial(
 
 def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0, filters: str = 'uniform') -> nn.Module:
     """Start the learnable spatial convolutions, in place, from the filters that `freeze_spatial` would freeze."""
-    for name, conv in matched_convolutions(model, None):
+    for conv, name in owners(matched_convolutions(model, None)).items():
         seed_convolution(conv, named_record(conv, name, check_seed(seed), check_gain(gain), filters))
     return model
 

@@ -9,6 +9,7 @@ from timm_lc.arguments import check_count
 from timm_lc.filters import EXPECTED, UNIFORM, check_filters
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
+from timm_lc.spatial import is_flat
 from timm_lc.transforms.adapt import ADAPTER_GAIN, add_adapters
 from timm_lc.transforms.combine import add_linear_combinations, replace_modules
 from timm_lc.transforms.convert import to_implicit
@@ -115,18 +116,19 @@ class LCOptions:
                 self.expansion,
                 self.seed,
                 self.freeze_spatial,
+                is_flat,
                 gain=gain,
                 implicit=is_implicit,
                 filters=self.filters,
             )
         elif self.freeze_spatial:
-            freeze_spatial(model, self.seed, gain=gain, filters=self.filters)
+            freeze_spatial(model, self.seed, is_flat, gain=gain, filters=self.filters)
         else:
             seed_spatial(model, self.seed, gain=gain, filters=self.filters)
         if self.between is not None:
             _separate(model, self.between)
         if self.share_weights:
-            share_weights(model, self.seed, self.recycle, shared_length=self.shared_length, gain=gain)
+            share_weights(model, self.seed, self.recycle, is_flat, shared_length=self.shared_length, gain=gain)
             if self.implicit:
                 to_implicit(model)
         return model

@@ -9,7 +9,7 @@ from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.shared import SharedFilters
-from timm_lc.spatial import FilterFn, matched_convolutions
+from timm_lc.spatial import FilterFn, matched_convolutions, warn_of_others
 from timm_lc.transforms.freeze import settle
 
 __all__ = ['share_weights']
@@ -43,6 +43,7 @@ def share_weights(
     """
     check_module(model)
     matched = matched_convolutions(model, filter_fn)
+    warn_of_others(model, filter_fn)
     for name, conv in matched:
         if isinstance(conv, ImplicitLCConv2d):
             raise ValueError(f'layer `{name}` is an implicit LC-Block: share_weights before to_implicit')
