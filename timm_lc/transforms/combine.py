@@ -54,18 +54,8 @@ def add_linear_combinations(
     matched = matched_convolutions(model, filter_fn)
     names = owners(matched)
     for name, conv in matched:
-        parent = name.rpartition('.')[0]
-        holder = conv if isinstance(conv, ImplicitLCConv2d) else model.get_submodule(parent)
-        if isinstance(holder, LCConv2d | ImplicitLCConv2d):
-            if holder.expansion != expansion:
-                raise ValueError(
-                    f'`expansion` is {expansion}, but layer `{parent or name}` has LC-Blocks of {holder.expansion}'
-                )
+        if _is_in_block(model, name, conv, expansion):
             continue
-        if not name:
-            raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
-        if is_shared(conv):
-            raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
         record = named_record(conv, f'{names[conv]}.spatial', seed, gain, filters, implicit=implicit)
         try:
             blocks[conv] = LCConv2d.from_convolution(
@@ -77,6 +67,23 @@ def add_linear_combinations(
     replace_modules(model, blocks)
     settle(model)
     return model
+
+
+def _is_in_block(model: nn.Module, name: str, conv: nn.Conv2d, expansion: int) -> bool:
+    """Return whether `conv` is in an LC-Block of that expansion already, or raise if it cannot become one."""
+    parent = name.rpartition('.')[0]
+    holder = conv if isinstance(conv, ImplicitLCConv2d) else model.get_submodule(parent)
+    if isinstance(holder, LCConv2d | ImplicitLCConv2d):
+        if holder.expansion != expansion:
+            raise ValueError(
+                f'`expansion` is {expansion}, but layer `{parent or name}` has LC-Blocks of {holder.expansion}'
+            )
+        return True
+    if not name:
+        raise ValueError('`model` is itself a convolution, which cannot be replaced in place: use LCConv2d')
+    if is_shared(conv):
+        raise ValueError(f'layer `{name}` shares its filters already: add linear combinations before share_weights')
+    return False
 
 
 def _tie(blocks: dict[nn.Module, nn.Module], names: dict[nn.Conv2d, str]) -> None:
