@@ -17,6 +17,7 @@ BUILDS = {
     'shared': lambda: share_weights(timm.create_model('test_resnet', num_classes=4), seed=3, recycle=2),
     'expanded, shared': lambda: share_weights(add_linear_combinations(plain(), 2, seed=3), seed=3, recycle=2),
     'kept': lambda: freeze_spatial(plain(), seed=None),
+    'implicit': lambda: add_linear_combinations(plain(), 30, seed=3, implicit=True),
 }
 CASES = list(itertools.product(BUILDS, (True, False)))
 # The same networks, with filters of another seed or kind
@@ -24,6 +25,7 @@ OTHER = {
     'frozen': lambda: freeze_spatial(timm.create_model('test_resnet', num_classes=4), seed=7),
     'shared': lambda: share_weights(timm.create_model('test_resnet', num_classes=4), seed=7),
     'expanded, shared': lambda: share_weights(add_linear_combinations(plain(), 2), seed=7, recycle=2),
+    'implicit': lambda: add_linear_combinations(plain(), 30, seed=7, implicit=True),
     'overwritten': lambda: freeze_spatial(plain(), seed=3),
     'drawn, kept': lambda: freeze_spatial(plain(), seed=None),
 }
@@ -42,9 +44,9 @@ def data():
 
 
 def spatial_filters(model):
-    """Return the filters of all layers: LC-Blocks hold theirs in a child."""
+    """Return the filters of all layers: LC-Blocks hold theirs in a child, implicit ones W^T W."""
     convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
-    return {name: conv.weight.detach().clone() for name, conv in convs.items()}
+    return {name: getattr(conv, 'gram', conv.weight).detach().clone() for name, conv in convs.items()}
 
 
 def learned(model):
@@ -145,7 +147,7 @@ def test_two_processes_follow_one_that_accumulates_the_halves(case, ranks):
     assert losses[0] != losses[-1]
 
 
-@pytest.mark.parametrize('build', ['frozen', 'shared', 'expanded, shared'])
+@pytest.mark.parametrize('build', ['frozen', 'shared', 'expanded, shared', 'implicit'])
 def test_filters_that_a_seed_gives_are_not_broadcast(build):
     model = BUILDS[build]()
     ignored = set(model._ddp_params_and_buffers_to_ignore)

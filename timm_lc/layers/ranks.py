@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from timm_lc.filters import KEPT, FilterRecord
 from timm_lc.layers.changes import is_changed, kept_digits
 from timm_lc.layers.frozen import adopt, freeze_convolution, remove_hook
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.recorded import decode, draw, filter_shape, is_frozen
 from timm_lc.layers.verify import restore
 
@@ -48,6 +49,9 @@ def _compare_filters(model: nn.Module, args: Any) -> None:
 
 @torch.no_grad()
 def _take_over(model: nn.Module, group: Any) -> None:
+    blocks = [module for module in model.modules() if isinstance(module, ImplicitLCConv2d)]
+    for block, theirs in zip(blocks, _broadcast_records([block.lc_record for block in blocks], group), strict=True):
+        block.adopt(*decode(theirs), block.weight.device)
     frozen = [module for module in model.modules() if is_frozen(module)]
     if not frozen:
         return
@@ -62,6 +66,11 @@ def _take_over(model: nn.Module, group: Any) -> None:
             adopt(conv, record, None if drawn is None else torch.from_numpy(drawn))
             if is_changed(conv):
                 restore(conv)
+
+
+def _broadcast_records(records: list[Tensor], group: Any) -> list[Tensor]:
+    """Return those of rank 0."""
+    return list(_broadcast(torch.stack([record.float() for record in records]), group)) if records else []
 
 
 def _take_weight(conv: nn.Conv2d, group: Any) -> None:
