@@ -21,6 +21,7 @@ COMMANDS = (
     'reproduce',
     'report',
     'bench',
+    'adapt-bench',
     'prune',
     'export',
     'push',
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action=_Version, nargs=0, help='print the versions and exit')
     subparsers = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
     for name in COMMANDS:
-        module = importlib.import_module(f'timm_lc.commands.{name}')
+        module = importlib.import_module(f'timm_lc.commands.{name.replace("-", "_")}')
         command = subparsers.add_parser(
             name,
             help=module.HELP,
