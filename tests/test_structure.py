@@ -27,7 +27,8 @@ LAYOUT = {
     'paper': [
         'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'theory',
         'catalogue', 'runs', 'results', 'imagenet', 'tables', 'verdicts', 'plots', 'adapt_bench', 'figures', 'estimate',
-        'planning', 'sections', 'reproduce', 'overview', 'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
+        'planning', 'sections', 'reproduce', 'overview', 'report', 'sizes', 'sweep', 'bench_cases', 'bench',
+        'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',
