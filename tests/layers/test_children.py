@@ -71,11 +71,6 @@ def by_old_spectral_norm(block):
     return block.pointwise.weight_orig / sigma, None
 
 
-def by_a_parametrization(block):
-    parametrizations.weight_norm(block.pointwise)
-    return block.pointwise.weight.detach(), None
-
-
 def by_an_adapter(block):
     block.pointwise = LowRank(block.pointwise)
     wrapped = block.pointwise
@@ -94,7 +89,7 @@ def by_a_hook_of_the_filters(block):
 
 
 TOOLS = [
-    by_pruning, by_old_weight_norm, by_old_spectral_norm, by_a_parametrization, by_an_adapter, by_its_own_forward,
+    by_pruning, by_old_weight_norm, by_old_spectral_norm, by_an_adapter, by_its_own_forward,
     by_a_hook_of_the_filters,
 ]  # fmt: skip
 
@@ -181,3 +176,15 @@ def test_the_tool_that_says_it_is_gone_leaves_one_convolution(build, images):
     expected = F.conv2d(F.conv2d(images, block.spatial.weight, padding=1), block.pointwise.weight, block.pointwise.bias)
     torch.testing.assert_close(block(images), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(copy.deepcopy(block).fuse()(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_kind
+def test_a_parametrized_child_needs_no_second_convolution(build, images):
+    block = build()
+    parametrizations.weight_norm(block.pointwise)
+    with torch.no_grad():
+        block.pointwise.parametrizations.weight.original0 *= 2
+    weight, bias = block.pointwise.weight, block.pointwise.bias
+    expected = F.conv2d(F.conv2d(images, block.spatial.weight, padding=1), weight, bias)
+    torch.testing.assert_close(block(images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block.fuse()(images), expected, rtol=1e-4, atol=1e-5)

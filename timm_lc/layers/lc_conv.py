@@ -16,7 +16,7 @@ from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
-from timm_lc.layers.shared import is_shared, repeat_to, trace_as_leaf
+from timm_lc.layers.shared import repeat_to, trace_as_leaf
 
 __all__ = ['LCConv2d', 'combine']
 
@@ -243,7 +243,8 @@ class LCConv2d(nn.Module):
 
 def _is_plain(conv: nn.Module) -> bool:
     """Return whether `conv` computes with its weight alone: what a tool hangs on it acts when it is called."""
-    if type(conv) not in (nn.Conv2d, Conv2dSame) and not is_shared(conv):
+    # not the class: torch.export and parametrizations make subclasses, which compute as their base
+    if getattr(type(conv), 'forward', None) not in (nn.Conv2d.forward, Conv2dSame.forward):
         return False
     ours = all(hook is refuse_unfilled for hook in conv._forward_pre_hooks.values())  # of the meta device
     hooked = not ours or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
