@@ -9,14 +9,13 @@ from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.bench import Settings, measure_bench, measure_sweep
 from timm_lc.paper.bench_cases import IMPLICIT, ONE, PLAIN, TWO, cases, expanded
 from timm_lc.paper.bench_page import bench_page
-from timm_lc.training.recipe import Speed
 
 METHODS = ['baseline', 'freezing', 'sharing', 'recycled 1/16', 'pruning 0.7']
 CPU = torch.device('cpu')
 
 
 def settings(**changes):
-    return Settings(CPU, Speed(), **{'batch_size': 2, 'image_size': 8, 'rounds': 2, **changes})
+    return Settings(CPU, **{'batch_size': 2, 'image_size': 8, 'rounds': 2, **changes})
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +102,7 @@ def test_impossible_settings_are_refused(changes, words):
 
 def test_devices_without_a_known_clock_are_refused():
     with pytest.raises(ValueError, match='`device` must be a CPU or a CUDA GPU, whose clocks are read, got meta'):
-        Settings(torch.device('meta'), Speed())
+        Settings(torch.device('meta'))
 
 
 def test_report_holds_times_floors_memory_and_files_of_each_row(report):

@@ -40,7 +40,7 @@ def quartiles(values: list[float]) -> Quartiles:
 
 
 def timed_step(
-    model: nn.Module, images: Tensor, *, amp: bool = False, clock: Clock = time.perf_counter
+    model: nn.Module, images: Tensor, *, amp: torch.dtype | None = None, clock: Clock = time.perf_counter
 ) -> Callable[[], Seconds]:
     """Return a function that trains for a step of SGD with momentum and returns the seconds of its parts.
 
@@ -49,7 +49,7 @@ def timed_step(
     Args:
         model: Its learnable parameters move.
         images: A batch (N, C_in, H, W) on the network's device; all labels are class 0.
-        amp: Whether to compute under bfloat16 autocast.
+        amp: Type of autocast; None computes without. Gradients are not scaled, which changes no time.
         clock: Of a CPU; a GPU has its own.
     """
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
@@ -59,7 +59,7 @@ def timed_step(
         model.train()
         optimizer.zero_grad()
         watch = _Stopwatch(images.device, clock)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(images.device.type, amp, enabled=amp is not None):
             logits = model(images)
         watch.mark()
         cross_entropy(logits.float(), labels).backward()
@@ -73,7 +73,7 @@ def timed_step(
 
 
 def timed_inference(
-    model: nn.Module, images: Tensor, *, amp: bool = False, clock: Clock = time.perf_counter
+    model: nn.Module, images: Tensor, *, amp: torch.dtype | None = None, clock: Clock = time.perf_counter
 ) -> Callable[[], Seconds]:
     """Return a function that evaluates `images` (N, C_in, H, W) without gradients and returns its seconds.
 
@@ -84,7 +84,7 @@ def timed_inference(
     def infer() -> Seconds:
         model.eval()
         watch = _Stopwatch(images.device, clock)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(images.device.type, amp, enabled=amp is not None):
             model(images)
         watch.mark()
         return {'inference': watch.seconds()[0]}

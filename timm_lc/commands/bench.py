@@ -15,10 +15,8 @@ EXAMPLE = (
     'timm-lc bench --models lc_resnet20_16x8 --only "plain|freezing" --rounds 5 --expansions --output output/bench'
 )
 EXPANSIONS = (1, 4, 16, 64, 256, 1024, 4096)
-MEASURED = (
-    'models', 'model_kwargs', 'only', 'batch_size', 'image_size', 'rounds', 'device', 'amp', 'channels_last', 'compile',
-    'expansions', 'max_seconds', 'max_memory',
-)  # fmt: skip
+SETTINGS = ('batch_size', 'image_size', 'rounds', 'amp', 'channels_last', 'compile', 'max_seconds', 'max_memory')
+MEASURED = ('models', 'model_kwargs', 'only', 'device', 'expansions', *SETTINGS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--image-size', type=int, help="pixels of a side (default: the network's own)")
     parser.add_argument('--rounds', type=int, default=9, help='interleaved steps of each (default: %(default)s)')
     parser.add_argument('--device', help='cpu or cuda (default: cuda if there is one)')
-    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument(
+        '--amp', nargs='?', const='bfloat16', choices=('bfloat16', 'float16'), help='autocast (default type: bfloat16)'
+    )
     parser.add_argument('--channels-last', action='store_true', help='channels_last memory')
-    parser.add_argument('--compile', action='store_true', help='torch.compile, on a GPU with CUDA graphs')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='reduce-overhead',
+        choices=('default', 'reduce-overhead', 'max-autotune'),
+        help='torch.compile in a mode (default mode: reduce-overhead, on a GPU with CUDA graphs)',
+    )
     parser.add_argument(
         '--expansions',
         type=int,
@@ -63,11 +69,8 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.paper.bench_page import bench_page, draw_sweep
     from timm_lc.paper.plots import require_plots
     from timm_lc.training.files import write_text
-    from timm_lc.training.recipe import Speed
 
-    names = ('batch_size', 'image_size', 'rounds', 'max_seconds', 'max_memory')
-    speed = Speed(amp=args.amp, channels_last=args.channels_last, compile=args.compile)
-    settings = Settings(device_of(args), speed, **{name: getattr(args, name) for name in names})
+    settings = Settings(device_of(args), **{name: getattr(args, name) for name in SETTINGS})
     if args.expansions:
         require_plots()
         if min(args.expansions) < 1:

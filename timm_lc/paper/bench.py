@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from timm_lc.arguments import check_count
 from timm_lc.inputs import input_size
 from timm_lc.paper.bench_cases import TWO, Case, expanded
 from timm_lc.paper.timing import checkpoint_bytes
-from timm_lc.training.recipe import Speed
 from timm_lc.training.trainer import describe_device, versions
 
 __all__ = ['Settings', 'measure_bench', 'measure_sweep']
@@ -36,7 +35,9 @@ class Settings:
 
     Args:
         device: A CPU or a CUDA GPU.
-        speed: bfloat16, channels_last, compilation.
+        amp: Floating type of autocast, 'bfloat16' or 'float16'; None computes in float32.
+        channels_last: Whether memory is laid out so.
+        compile: Mode of `torch.compile`, such as 'reduce-overhead' (CUDA graphs); None computes eagerly.
         batch_size: Images of a step.
         image_size: Pixels of a side; None is the network's own.
         rounds: Interleaved steps of each network.
@@ -45,7 +46,9 @@ class Settings:
     """
 
     device: torch.device
-    speed: Speed
+    amp: str | None = None
+    channels_last: bool = False
+    compile: str | None = None
     batch_size: int = 64
     image_size: int | None = None
     rounds: int = 9
@@ -62,6 +65,11 @@ class Settings:
         if self.device.type not in ('cpu', 'cuda'):
             raise ValueError(f'`device` must be a CPU or a CUDA GPU, whose clocks are read, got {self.device}')
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of autocast."""
+        return getattr(torch, self.amp) if self.amp else None
+
     def shape(self, model: nn.Module) -> tuple[int, ...]:
         """Return (N, C_in, H, W)."""
         channels, height, width = input_size(model)
@@ -76,10 +84,10 @@ def measure_bench(networks: dict[str, list[Case]], settings: Settings, command: 
         settings: How.
         command: That asked for it.
     """
-    rates = measure_rates(settings.device, torch.bfloat16 if settings.speed.amp else torch.float32)
+    rates = measure_rates(settings.device, settings.dtype or torch.float32)
     rows = [{'model': name, **row} for name, found in networks.items() for row in _measure(found, settings, rates)]
     where = {'device': describe_device(settings.device), 'threads': torch.get_num_threads(), **versions()}
-    how = {**asdict(settings.speed), 'batch_size': settings.batch_size, 'rounds': settings.rounds}
+    how = {name: getattr(settings, name) for name in ('amp', 'channels_last', 'compile', 'batch_size', 'rounds')}
     machine = {'multiply_adds_per_second': rates.multiply_adds, 'bytes_per_second': rates.bytes}
     return {
         'command': command,
@@ -136,7 +144,7 @@ def _measure(found: list[Case], settings: Settings, rates: Rates) -> list[dict[s
         facts[case.name] = _facts(case, model, shape, rates)
         calls[case.name] = _call(model, shape, settings)
     del model
-    warmups = 3 if settings.speed.compile else 1  # a CUDA graph is recorded in the second call
+    warmups = 3 if settings.compile else 1  # a CUDA graph is recorded in the second call
     seconds = interleave(calls, settings.rounds, warmups=warmups, max_seconds=settings.max_seconds)
     calls.clear()  # and the networks with them
     created = interleave({case.name: functools.partial(_create, case) for case in found}, settings.rounds)
@@ -165,12 +173,12 @@ def _facts(case: Case, model: nn.Module, shape: tuple[int, ...], rates: Rates) -
 
 def _call(model: nn.Module, shape: tuple[int, ...], settings: Settings) -> Callable[[], Seconds]:
     """Return a function that trains for a step and evaluates once; it returns the seconds of both."""
-    device, speed = settings.device, settings.speed
+    device = settings.device
     model, images = model.to(device), torch.rand(shape, device=device)
-    if speed.channels_last:
+    if settings.channels_last:
         model, images = (thing.to(memory_format=torch.channels_last) for thing in (model, images))
-    run: Any = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
-    step, infer = timed_step(run, images, amp=speed.amp), timed_inference(run, images, amp=speed.amp)
+    run: Any = torch.compile(model, mode=settings.compile, dynamic=False) if settings.compile else model
+    step, infer = (timed(run, images, amp=settings.dtype) for timed in (timed_step, timed_inference))
     return lambda: step() | infer()
 
 

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def bench_page(report: dict[str, Any]) -> str:
     """Return what `measure_bench` found as Markdown."""
     where, how = report['where'], report['how']
-    speeds = [name for name in ('amp', 'channels_last', 'compile') if how[name]]
+    speeds = [how['amp'] or 'float32', *(['channels_last'] if how['channels_last'] else []), how['compile'] or 'eager']
     lines = [
         '# A training step, memory and files',
         '',
@@ -38,7 +38,7 @@ def bench_page(report: dict[str, Any]) -> str:
         f'{where["multiply_adds_per_second"] / 1e9:,.1f} G multiply-adds/s in a matrix product, '
         f'{where["bytes_per_second"] / 1e9:,.1f} GB/s in a copy',
         f'- versions: python {where["python"]}, torch {where["torch"]}, timm {where["timm"]}',
-        f'- {how["rounds"]} interleaved rounds, {", ".join(speeds) or "float32, eager"}: medians (quartiles)',
+        f'- {how["rounds"]} interleaved rounds, {", ".join(speeds)}: medians (quartiles)',
         f'- `import timm_lc` takes {report["import_seconds"]:.3f} s more than `import timm`',
     ]
     for model in dict.fromkeys(row['model'] for row in report['rows']):
@@ -102,6 +102,8 @@ def _times(row: Row, plain: Row) -> Iterator[tuple[str, str]]:
         times, floor = row['seconds'][part], row['floors'].get(part)
         spread = f' ({_ms(times["low"])} to {_ms(times["high"])})' if times['runs'] > 1 else ''
         yield title, _ms(times['median']) + spread + (f' *{_ms(floor)}*' if floor else '')
+    for part, title in (('step', 'images/s trained'), ('inference', 'images/s inferred')):
+        yield title, f'{row["shape"][0] / row["seconds"][part]["median"]:,.0f}'
 
 
 def _sizes(row: Row, plain: Row) -> Iterator[tuple[str, str]]:
