@@ -29,18 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=int, default=64, help='(default: %(default)s)')
     parser.add_argument('--image-size', type=int, help="pixels of a side (default: the network's own)")
     parser.add_argument('--rounds', type=int, default=9, help='interleaved steps of each (default: %(default)s)')
-    parser.add_argument('--device', help='cpu or cuda (default: cuda if there is one)')
-    parser.add_argument(
-        '--amp', nargs='?', const='bfloat16', choices=('bfloat16', 'float16'), help='autocast (default type: bfloat16)'
-    )
-    parser.add_argument('--channels-last', action='store_true', help='channels_last memory')
-    parser.add_argument(
-        '--compile',
-        nargs='?',
-        const='reduce-overhead',
-        choices=('default', 'reduce-overhead', 'max-autotune'),
-        help='torch.compile in a mode (default mode: reduce-overhead, on a GPU with CUDA graphs)',
-    )
+    _add_speed(parser)
     parser.add_argument(
         '--expansions',
         type=int,
@@ -57,6 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--output', type=Path, default=Path('results/bench'), help='folder of bench.json, table.md and the figure'
+    )
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    """Add where and how networks compute."""
+    parser.add_argument('--device', help='cpu or cuda (default: cuda if there is one)')
+    parser.add_argument(
+        '--amp', nargs='?', const='bfloat16', choices=('bfloat16', 'float16'), help='autocast (default type: bfloat16)'
+    )
+    parser.add_argument('--channels-last', action='store_true', help='channels_last memory')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='reduce-overhead',
+        choices=('default', 'reduce-overhead', 'max-autotune'),
+        help='torch.compile in a mode (default mode: reduce-overhead, on a GPU with CUDA graphs)',
     )
 
 

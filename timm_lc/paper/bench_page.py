@@ -54,15 +54,20 @@ def bench_page(report: dict[str, Any]) -> str:
 
 
 def draw_sweep(points: Sequence[dict[str, Any]], report: dict[str, Any], stem: Path) -> list[Path]:
-    """Write the step's time and peak memory over expansions, a curve for each form, as STEM.png and STEM.svg."""
+    """Write the time of a step and, where known, the peak memory over expansions as STEM.png and STEM.svg."""
     model = points[0]['model']
     plain = next(row for row in report['rows'] if (row['model'], row['row']) == (model, PLAIN))
     places = sorted({point['expansion'] for point in points})
-    step = _curves(points, lambda p: 1e3 * p['seconds']['step']), [1e3 * plain['seconds']['step']['median']]
-    peak = _curves(points, lambda p: p['memory'].get(PEAK, 0) / MEBI), [plain['memory'].get(PEAK, 0) / MEBI]
+    shown = {
+        'training step [ms]': (lambda seconds, memory: 1e3 * seconds['step'], plain['seconds']['step']['median'] * 1e3),
+        'peak memory [MiB]': (lambda seconds, memory: memory[PEAK] / MEBI, plain['memory'].get(PEAK, 0) / MEBI),
+    }
+    if PEAK not in plain['memory']:
+        del shown['peak memory [MiB]']
     panels = []
-    for (found, level), label in ((step, 'training step [ms]'), (peak, 'peak memory [MiB]')):
-        line = Curve(PLAIN, [(place, level) for place in places], style=3)
+    for label, (value, level) in shown.items():
+        found = _curves(points, value)
+        line = Curve(PLAIN, [(place, [level]) for place in places], style=len(FORMS))
         panels.append(Panel([*found, line], 'expansion E', label, log=True, log_y=True, places=places))
     figure, paths = curves(panels), [stem.with_suffix(suffix) for suffix in ('.png', '.svg')]
     for path in paths:
@@ -70,12 +75,12 @@ def draw_sweep(points: Sequence[dict[str, Any]], report: dict[str, Any], stem: P
     return paths
 
 
-def _curves(points: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> list[Curve]:
+def _curves(
+    points: Sequence[dict[str, Any]], value: Callable[[dict[str, float], dict[str, int]], float]
+) -> list[Curve]:
     forms = [(style, form) for style, form in enumerate(FORMS) if any(point['form'] == form for point in points)]
-    return [
-        Curve(form, [(point['expansion'], [value(point)]) for point in points if point['form'] == form], style=style)
-        for style, form in forms
-    ]
+    found = [(p['form'], p['expansion'], [value(p['seconds'], p['memory'])]) for p in points]
+    return [Curve(form, [(e, values) for f, e, values in found if f == form], style=style) for style, form in forms]
 
 
 def _section(rows: Sequence[Row], title: str, columns: Callable[[Row, Row], Iterator[tuple[str, str]]]) -> str:
