@@ -89,6 +89,11 @@ class FilterRecord:
         return math.prod(self.shape)
 
     @property
+    def set_name(self) -> str:
+        """The name of the filter set, 'kept' for filters of no seed."""
+        return next((name for name, number in FILTER_SETS.items() if number == self.filter_set), 'kept')
+
+    @property
     def is_kept(self) -> bool:
         """Whether the filters are stored because no seed gives them."""
         return self.filter_set == KEPT

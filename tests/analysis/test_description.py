@@ -12,7 +12,7 @@ import timm_lc
 
 @pytest.fixture
 def network():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv1d(4, 4, 3))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv1d(4, 4, 1))
 
 
 def states(model):
@@ -49,7 +49,7 @@ def test_a_recycled_vector_shows_its_period():
 
 def test_totals_are_the_counts(network):
     counts = timm_lc.count_parameters(timm_lc.freeze_spatial(network))
-    assert counts.learnable == 36 + 52
+    assert counts.learnable == 36 + 20
     text = str(timm_lc.describe(network))
     assert text.splitlines()[1].split() == [
         '0',
@@ -65,7 +65,7 @@ def test_totals_are_the_counts(network):
         'frozen,',
         'seed=0',
     ]
-    assert text.endswith(f'parameters: {36 + 52} learnable, {36 + 52 + 216} total, {36 + 52} stored')
+    assert text.endswith(f'parameters: {36 + 20} learnable, {36 + 20 + 216} total, {36 + 20} stored')
 
 
 def test_print_shows_what_is_frozen(network):
@@ -92,3 +92,11 @@ def test_print_leaves_scripting_and_thawing_alone(network):
     frozen = timm_lc.freeze_spatial(network[:3])
     assert torch.jit.script(frozen)(torch.ones(1, 3, 4, 4)).shape == (1, 4, 4, 4)
     assert 'frozen' not in repr(timm_lc.fold(frozen))
+
+
+def test_implicit_blocks_and_other_filter_sets_are_told(network):
+    block = timm_lc.LCConv2d(3, 4, 3, expansion=2, seed=6, implicit=True)
+    assert states(nn.Sequential(block)) == {'0': ('implicit spatial', 'learnable as by filters of seed=6', 6)}
+    timm_lc.freeze_spatial(network, seed=1, filters='orthogonal')
+    assert states(network)['0'] == ('spatial', 'frozen, seed=1, filters=orthogonal', 1)
+    assert 'frozen, seed=1, filters=orthogonal)' in repr(network)

@@ -209,6 +209,13 @@ def test_pruned_weights_are_counted():
         ),
         ('lc_resnet18', {'share_weights': True}, ['are slices of one random vector'], ['LC-Block']),
         ('lc_resnet20_16x2', {}, ['Each spatial convolution is an LC-Block'], ['one random']),
+        (
+            'lc_resnet20_16x2',
+            {'implicit': True, 'seed': 5},
+            ['The 19 convolutions', 'are implicit LC-Blocks', 'random filters W that seed 5 gives'],
+            ['Nothing.', 'ordinary parameter', 'keep the filters'],
+        ),
+        ('lc_resnet18', {'filters': 'orthogonal'}, ['were made orthonormal'], ['LC-Block']),
         ('lc_resnet18', {'freeze_spatial': False}, ['Every weight is an ordinary parameter', 'Nothing.'], ['seed']),
     ],
 )

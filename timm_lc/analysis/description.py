@@ -8,6 +8,7 @@ from timm_lc.analysis.counting import ParameterCount, count_parameters
 from timm_lc.arguments import check_module
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import describe_filters, is_frozen
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.spatial import is_pointwise, is_spatial
 
@@ -23,7 +24,7 @@ class LayerInfo(NamedTuple):
             of an adapted one 'base spatial', 'adapter filters' and 'adapter P'.
         shape: Of its weight, (C_out, C_in/groups, k_h, k_w).
         state: 'learnable', 'not learnable', 'kept', or 'frozen' or 'shared' with seed and period.
-        seed: Of its filters; None where no seed gives them.
+        seed: Of its filters, or of those that an implicit LC-Block learns as by; None where no seed gives them.
     """
 
     name: str
@@ -78,6 +79,9 @@ def _layer(name: str, conv: nn.Module, model: nn.Module) -> LayerInfo:
     elif isinstance(holder, AdaptedConv2d):
         role = f'base {role}' if conv is holder.base else 'adapter ' + ('filters' if conv is holder.spatial else 'P')
     state, seed = 'learnable' if conv.weight.requires_grad else 'not learnable', None
+    if isinstance(conv, ImplicitLCConv2d):
+        role, seed = f'implicit {role}', conv.filter_record.seed
+        state = f'learnable as by filters of seed={seed}'
     if is_frozen(conv):
         state, seed = describe_filters(conv), None if conv.filter_record.is_kept else conv.filter_record.seed
     return LayerInfo(name, role, tuple(conv.weight.shape), state, seed)

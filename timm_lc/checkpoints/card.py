@@ -10,6 +10,7 @@ from timm_lc.checkpoints.usage import usage
 from timm_lc.filters import RECORD_BITS
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
+from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.naming import architecture_of, class_names
 
@@ -125,6 +126,10 @@ def _summary(model: nn.Module, architecture: str, plain_of: str | None) -> str:
     if plain_of:
         link = f'[{plain_of}](https://huggingface.co/{plain_of})'
         return f'{what} The same function as {link}, whose spatial filters are random: here all are ordinary weights.'
+    if any(isinstance(module, ImplicitLCConv2d) for module in model.modules()):
+        return (
+            f'{what} Its filters learned as linear combinations of random ones ([Gavrikov and Keuper, 2023]({PAPER})).'
+        )
     if not any(is_frozen(module) for module in model.modules()):
         return f'{what} Every weight is an ordinary parameter.'
     return f'{what} Its spatial filters are random and never learned ([Gavrikov and Keuper, 2023]({PAPER})).'
@@ -134,6 +139,9 @@ def _frozen(model: nn.Module, trained: nn.Module | None) -> str:
     """Say in plain words which weights never learned, and where they come from."""
     source = trained or model
     records = [module.filter_record for module in source.modules() if is_frozen(module)]
+    blocks = [module for module in source.modules() if isinstance(module, ImplicitLCConv2d)]
+    if blocks and not records:
+        return _implicit(blocks)
     if not records:
         return 'Nothing.'
     text = (
@@ -147,6 +155,8 @@ def _frozen(model: nn.Module, trained: nn.Module | None) -> str:
         )
     if any(record.is_shared for record in records):
         text += ' The filters of all layers are slices of one random vector (section 4.3 of the paper).'
+    if any(record.set_name == 'orthogonal' for record in records):
+        text += ' The random filters were made orthonormal.'
     seeds = sorted({record.seed for record in records if not record.is_kept})
     if trained is not None:
         text += ' So it was in training; in this form every filter is an ordinary weight of the file.'
@@ -156,6 +166,16 @@ def _frozen(model: nn.Module, trained: nn.Module | None) -> str:
             f'record of {RECORD_BITS} bits a layer, and verifies their checksum.'
         )
     return text
+
+
+def _implicit(blocks: list[ImplicitLCConv2d]) -> str:
+    """Say what implicit LC-Blocks learned, and what of it was random."""
+    seeds = ', '.join(map(str, sorted({block.filter_record.seed for block in blocks})))
+    return (
+        f'No weight of the file. The {len(blocks)} convolutions with kernels larger than 1x1 are implicit LC-Blocks '
+        '(section 4.2 of the paper): each learned its own filters as the combinations of random ones, its gradient '
+        f'multiplied by G = W^T W of random filters W that seed {seeds} gives.'
+    )
 
 
 def _counts(model: nn.Module, trained: nn.Module | None, stored: int | None) -> str:

@@ -34,13 +34,14 @@ __all__ = [
 
 
 def describe_filters(conv: nn.Conv2d) -> str:
-    """Return what a frozen convolution says of its filters: `frozen, seed=0`, `shared, seed=0, period=9`, `kept`."""
+    """Return what a frozen convolution says of its filters: `kept`, `frozen, seed=0`, `shared, seed=0, period=9`."""
     record = conv.filter_record
     if record.is_kept:
         return 'kept'
     is_recycled = 0 < record.period < record.numel
     period = f', period={record.period}' if is_recycled else ''
-    return f'{"shared" if record.is_shared else "frozen"}, seed={record.seed}{period}'
+    chosen = f', filters={record.set_name}' if record.set_name != 'uniform' else ''
+    return f'{"shared" if record.is_shared else "frozen"}, seed={record.seed}{period}{chosen}'
 
 
 def named_record(
