@@ -292,6 +292,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         repository = self.hub.repositories[repo]
         lines = [json.loads(line) for line in self.body.decode().splitlines()]
+        expected = lines[0]['value'].get('parentCommit')
+        if expected not in (None, parent.oid):
+            self.error(412, f'the parent is {parent.oid}, not {expected}')
+            return
         files = dict(parent.files)
         for value in (line['value'] for line in lines if line['key'] == 'file'):
             files[value['path']] = base64.b64decode(value['content']), False

@@ -559,6 +559,23 @@ def test_saving_over_an_older_checkpoint_replaces_it(tmp_path):
         assert torch.equal(load_model(tmp_path)(pictures(model)), model(pictures(model)))
 
 
+@pytest.mark.parametrize('load', [through_timm, load_model])
+def test_a_network_is_saved_into_the_folder_that_it_was_loaded_from(load, tmp_path):
+    """Its tensors may be a view of the file that is replaced."""
+    model = load(save_pretrained(build(seed=7), tmp_path))
+    with torch.no_grad():
+        model.fc.bias += 1
+    expected = model(pictures(model))
+    save_pretrained(model, tmp_path)
+    assert torch.equal(model(pictures(model)), expected)
+    assert torch.equal(load(tmp_path)(pictures(model)), expected)
+    mapped = load_file(tmp_path / 'model.safetensors')
+    model.load_state_dict(mapped, assign=True)
+    save_pretrained(model, tmp_path)
+    assert torch.equal(model(pictures(model)), expected)
+    assert torch.equal(load(tmp_path)(pictures(model)), expected)
+
+
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path):
     save_pretrained(build(), tmp_path)
     assert (tmp_path / 'model.safetensors').stat().st_mode == (tmp_path / 'config.json').stat().st_mode

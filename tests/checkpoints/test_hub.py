@@ -603,3 +603,34 @@ def test_folders_are_written_per_repository(tmp_path, monkeypatch):
     written = write_repositories(build(name='lc_test_resnet'), 'dry', NAME, plain_repo='user/plain')
     assert written == {name: [Path('dry', name, file) for file in sorted(FILES)] for name in (NAME, 'user/plain')}
     assert all(path.is_file() for files in written.values() for path in files)
+
+
+@pytest.mark.parametrize('revision', [None, 'branch'])
+def test_a_change_between_reading_and_pushing_is_an_error_and_not_lost(revision, hub, monkeypatch):
+    push_to_hub(build(7), NAME, revision=revision)
+    repository, ref = hub.repositories[NAME], revision or 'main'
+    create_commit = huggingface_hub.HfApi.create_commit
+
+    def late(api, *args, **kwargs):
+        present = repository.resolve(ref)
+        files = present.files | {'README.md': (b'the words of somebody else', False)}
+        repository.add(ref, Commit(files, 'meanwhile', present.oid))
+        return create_commit(api, *args, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, 'create_commit', late)
+    with pytest.raises(ConnectionError, match=f'cannot push to {NAME}: .*412 .*something else changed the repository'):
+        push_to_hub(build(8), NAME, revision=revision)
+    assert repository.resolve(ref).files['README.md'][0] == b'the words of somebody else'
+    assert repository.resolve(ref).title == 'meanwhile'
+
+
+def test_names_that_climb_out_of_a_repository_reach_no_file_here(hub, tmp_path, monkeypatch):
+    push_to_hub(build(7), NAME)
+    repository = hub.repositories[NAME]
+    present = repository.resolve('main')
+    climbing = dict.fromkeys(('../evil', 'plain/../../../evil', '/evil'), (b'evil', False))
+    repository.add('main', Commit(present.files | climbing, 'climb', present.oid))
+    before = {path for path in tmp_path.rglob('*') if path.name == 'evil'}
+    push_to_hub(build(8), NAME)
+    assert {path for path in tmp_path.rglob('*') if path.name == 'evil'} == before == set()
+    assert climbing.keys() <= repository.resolve('main').files.keys()

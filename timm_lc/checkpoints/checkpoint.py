@@ -7,6 +7,7 @@ import argparse
 import json
 import pickle
 import tempfile
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,7 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
     """
     path = weights_file(Path(path))
     checkpoint = read_checkpoint(path)
+    _warn_of_values(path, _weights(checkpoint))
     try:
         if name is None and path.name == WEIGHTS and path.with_name(CONFIG).is_file():
             return _load_folder(path, model_kwargs)
@@ -139,6 +141,15 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
         model.pretrained_cfg = {**model.pretrained_cfg, **data_config}
         name_classes(model, run_classes(args))
     return model.eval()
+
+
+def _warn_of_values(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Warn of values that are not finite: a training that diverged leaves them."""
+    tensors = sorted((name, value) for name, value in weights.items() if isinstance(value, Tensor))
+    names = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.float().isfinite().all()]
+    if names:
+        others = f' and {len(names) - 1} more tensors hold' if len(names) > 1 else ' holds'
+        warnings.warn(f'{path}: {names[0]!r}{others} values that are not finite', stacklevel=3)
 
 
 def _load_folder(path: Path, model_kwargs: dict[str, Any]) -> nn.Module:

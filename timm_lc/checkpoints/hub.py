@@ -197,8 +197,16 @@ def _upload(
             raise ValueError('it is there already and public: make it private first, or push without `private`')
         if revision is not None:
             _make_branch(api, repo_id, revision)
-        operations = _operations(api, repo_id, folder, files, revision)
-        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+        # what is read below decides what is written: a change in between must be an error, not lost
+        parent = api.repo_info(repo_id, revision=revision).sha
+        commit = api.create_commit(
+            repo_id,
+            _operations(api, repo_id, folder, files, parent),
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent,
+        )
     except FAILURES as error:
         raise ConnectionError(f'cannot push to {repo_id}: {_explain(error)}') from error
     return commit.pr_url or commit.commit_url
