@@ -21,7 +21,7 @@ LAYOUT = {
         'metrics', 'conditioning', 'robustness', 'intervals', 'counting', 'description', 'evaluation', 'timing',
         'memory', 'floors',
     ],
-    'models': ['_adapted', '_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
+    'models': ['lc_shipped', '_adapted', '_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
     'checkpoints': ['usage', 'facts', 'card', 'checkpoint', 'adapters', 'train_run', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'adapting', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [

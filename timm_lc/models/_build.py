@@ -12,6 +12,7 @@ from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convoluti
 from timm_lc.layers.packing import add_unpacking
 from timm_lc.layers.shared import is_shared
 from timm_lc.models._adapted import build_adapted
+from timm_lc.models.lc_shipped import forget_shipped
 from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions
 
 __all__ = ['build', 'register']
@@ -47,6 +48,7 @@ def build(
     """
     options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+    cfg = cfg if pretrained else forget_shipped(cfg)
     feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
     if options.adapter is None:
         model = options.apply(create_base(pretrained_cfg=cfg, **kwargs))
@@ -84,7 +86,7 @@ def register(
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__, entrypoint.__doc__ = module['__name__'], doc
-    module.setdefault('default_cfgs', {}).update(generate_default_cfgs({name: cfg}))
+    module.setdefault('default_cfgs', {}).update(generate_default_cfgs({f'{name}.{cfg.tag}' if cfg.tag else name: cfg}))
     module[name] = register_model(entrypoint)
 
 

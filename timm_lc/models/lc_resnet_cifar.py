@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from timm_lc._timm import feature_take_indices
 from timm_lc.arguments import check_count
 from timm_lc.models._build import register
+from timm_lc.models.lc_shipped import shipped_cfg
 
 __all__ = ['BasicBlock', 'CifarResNet']
 
@@ -221,7 +222,8 @@ def _register_all() -> None:
                 doc = (
                     f'LCResNet-{depth}-{width}x{expansion} (section 4.2); keyword arguments: `timm_lc.models.LCOptions`'
                 )
-                register(globals(), name, create, CIFAR_CFG, ('conv1',), {'expansion': expansion}, doc)
+                cfg = shipped_cfg(name, CIFAR_CFG)
+                register(globals(), name, create, cfg, ('conv1',), {'expansion': expansion}, doc)
 
 
 _register_all()
