@@ -59,10 +59,12 @@ def run_installed(installed, folder, *command):
     return done.stdout
 
 
-def test_the_wheel_has_each_module_the_recipes_and_the_mark_of_typing(installed):
-    ours = {str(path.relative_to(ROOT)) for path in (ROOT / 'timm_lc').rglob('*.py')} | {'timm_lc_command.py'}
-    found = {str(path.relative_to(installed)) for path in installed.rglob('*.py')}
-    assert found == ours
+def test_the_wheel_has_each_file_of_the_package_and_the_recipes(installed):
+    files = (path for path in (ROOT / 'timm_lc').rglob('*') if path.is_file() and path.suffix != '.pyc')
+    ours = {str(path.relative_to(ROOT)) for path in files} | {'timm_lc_command.py'}
+    ours |= {f'timm_lc/train_configs/{name}' for name in RECIPES}
+    found = {str(path.relative_to(installed)) for path in installed.rglob('*') if path.is_file()}
+    assert {name for name in found if '.dist-info/' not in name} == ours
     assert {path.name for path in (installed / 'timm_lc/train_configs').iterdir()} == RECIPES
     assert (installed / 'timm_lc/py.typed').is_file()
 

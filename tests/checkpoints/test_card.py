@@ -339,3 +339,14 @@ def test_a_command_is_told_in_place_of_a_recipe(model):
 def test_cards_say_how_to_install_what_they_need():
     assert '`timm_lc`, which `pip install PATH` installs' in model_card(timm.create_model('lc_resnet18'))
     assert 'It needs timm alone:' in model_card(timm_lc.fold(timm.create_model('lc_resnet18')))
+
+
+def test_adapters_are_told_from_their_base(tmp_path):
+    base = timm_lc.save_pretrained(timm.create_model('test_resnet', num_classes=4), tmp_path / 'secret')
+    model = timm.create_model('lc_test_resnet', adapter=4, base=f'local-dir:{base}', num_classes=4, seed=2)
+    text = model_card(model)
+    assert 'To each of 10 of its convolutions a learned combination of random filters was added (seed 2)' in text
+    assert 'loading needs the base' in text
+    assert 'zeros' not in text
+    assert 'secret' not in text
+    assert 'In this form the sums are ordinary weights' in model_card(timm_lc.fold(model), trained=model)

@@ -6,12 +6,11 @@ from torch import nn
 
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.origin import is_adapted, origin
 from timm_lc.checkpoints.usage import usage
-from timm_lc.filters import RECORD_BITS
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
-from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.naming import architecture_of, class_names
 
 __all__ = ['MARKER', 'model_card']
@@ -71,10 +70,11 @@ def model_card(
     name = repo_id.rpartition('/')[2] if repo_id else architecture
     metadata = _metadata(model, name, facts, is_timm=not is_program)
     used = usage(model, repo_id, plain_repo, plain_of, is_program=is_program, has_onnx=has_onnx)
+    frozen = origin(trained or model, is_written_out=trained is not None)
     sections = [
         f'---\n{metadata.to_yaml()}\n---\n{MARKER}',
         f'# {name}\n\n{_summary(model, architecture, plain_of)}',
-        f'## What is frozen\n\n{_frozen(model, trained)}\n\n{_counts(model, trained, stored)}',
+        f'## What is frozen\n\n{frozen}\n\n{_counts(model, trained, stored)}',
         _results(model, facts),
         f'## Use\n\n{used}',
         _recipe(architecture, facts),
@@ -135,49 +135,6 @@ def _summary(model: nn.Module, architecture: str, plain_of: str | None) -> str:
     return f'{what} Its spatial filters are random and never learned ([Gavrikov and Keuper, 2023]({PAPER})).'
 
 
-def _frozen(model: nn.Module, trained: nn.Module | None) -> str:
-    """Say in plain words which weights never learned, and where they come from."""
-    source = trained or model
-    records = [module.filter_record for module in source.modules() if is_frozen(module)]
-    blocks = [module for module in source.modules() if isinstance(module, ImplicitLCConv2d)]
-    if blocks and not records:
-        return _implicit(blocks)
-    if not records:
-        return 'Nothing.'
-    text = (
-        f'The {len(records)} convolutions with kernels larger than 1x1 keep the filters that they began with. '
-        '1x1 convolutions, norms, biases and the classifier learned.'
-    )
-    if any(isinstance(module, LCConv2d) for module in source.modules()):
-        text += (
-            ' Each spatial convolution is an LC-Block (section 4.2 of the paper): random filters, of which a 1x1 '
-            'convolution learned the linear combinations (LC) that act as filters.'
-        )
-    if any(record.is_shared for record in records):
-        text += ' The filters of all layers are slices of one random vector (section 4.3 of the paper).'
-    if any(record.set_name == 'orthogonal' for record in records):
-        text += ' The random filters were made orthonormal.'
-    seeds = sorted({record.seed for record in records if not record.is_kept})
-    if trained is not None:
-        text += ' So it was in training; in this form every filter is an ordinary weight of the file.'
-    elif seeds:
-        text += (
-            f' The filters are not in the file: loading draws them again, from seed {", ".join(map(str, seeds))} and a '
-            f'record of {RECORD_BITS} bits a layer, and verifies their checksum.'
-        )
-    return text
-
-
-def _implicit(blocks: list[ImplicitLCConv2d]) -> str:
-    """Say what implicit LC-Blocks learned, and what of it was random."""
-    seeds = ', '.join(map(str, sorted({block.filter_record.seed for block in blocks})))
-    return (
-        f'No weight of the file. The {len(blocks)} convolutions with kernels larger than 1x1 are implicit LC-Blocks '
-        '(section 4.2 of the paper): each learned its own filters as the combinations of random ones, its gradient '
-        f'multiplied by G = W^T W of random filters W that seed {seeds} gives.'
-    )
-
-
 def _counts(model: nn.Module, trained: nn.Module | None, stored: int | None) -> str:
     counts, learned = count_parameters(model), count_parameters(trained or model).learnable
     once = ', the shared vector counted once' if _shares(model) else ''
@@ -186,7 +143,7 @@ def _counts(model: nn.Module, trained: nn.Module | None, stored: int | None) -> 
         f'| all{once} | {counts.total:,} |',
         f'| in the file | {counts.stored if stored is None else stored:,} |',
     ]
-    if counts.nonzero < counts.total:
+    if counts.nonzero < counts.total and not is_adapted(model):  # whose P begins at zero
         rows.append(f'| all but the zeros of pruned 1x1 convolutions | {counts.nonzero:,} |')
     return '\n'.join(['| weights | number |\n|---|---|', *rows])
 
