@@ -267,7 +267,7 @@ def test_a_tensor_that_is_not_there_is_an_error(tmp_path):
     path = save_pretrained(build(), tmp_path) / 'model.safetensors'
     tensors = load_file(path)
     del tensors['fc.bias']
-    save_file(tensors, path, metadata=checkpoint.file_metadata(load_file(path)))
+    save_file(tensors, path, metadata=checkpoint.file_metadata(load_file(path), build()))
     with pytest.raises(ValueError, match=r"'fc.bias' does not match its checksum"):
         load_model(tmp_path)
 

@@ -160,7 +160,7 @@ def test_accuracy_before_and_after_without_a_sweep(saved, data, tmp_path, capsys
         (['--amounts', '0:0.5:0.1'], '`--amounts` and `--limit` need `--data-dir`'),
         (['--amount', '0.5', '--limit', '3'], '`--amounts` and `--limit` need `--data-dir`'),
         (['--amount', '0.5', '--data-dir', 'no/such'], "`data_dir` must be a folder of images, got 'no/such'"),
-        (['--amount', '0.5', '--model', 'lc_resnet20_16x5'], 'did you mean'),
+        (['--amount', '0.5', '--model', 'lc_resnet20_16x5'], 'LCResNets of other sizes are lc_resnet_cifar'),
         (
             ['--amount', '0.5', '--output', 'x.pth'],
             r"`--output` must be a folder or a \.safetensors file, got 'x\.pth'",

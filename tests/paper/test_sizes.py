@@ -103,7 +103,7 @@ def test_the_global_generator_stays():
     ('name', 'message'),
     [
         ('resnet18', "the steps are for lc_ models, got 'resnet18'"),
-        ('lc_resnet20_16x5', 'did you mean'),
+        ('lc_resnet20_16x5', 'LCResNets of other sizes are lc_resnet_cifar'),
     ],
 )
 def test_what_has_no_steps_is_named(name, message, capsys):
