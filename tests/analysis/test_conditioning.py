@@ -47,6 +47,14 @@ def test_a_block_reaches_all_filters_from_k_squared_on_at_equal_widths(kernel_si
     assert condition(record(edge - 1), 8, 1).reach == pytest.approx(1 - 1 / edge)
 
 
+@pytest.mark.parametrize(('kernel_size', 'expansion'), [(3, 2), (3, 16), (3, 64), (5, 32), (5, 64)])
+def test_condition_follows_the_law_of_random_matrices(kernel_size, expansion):
+    """Compare with Marchenko and Pastur (1967): ((sqrt(E) + k) / (sqrt(E) - k))^2 at equal widths, or k^2 < E."""
+    found = condition(FilterRecord((32 * expansion, 32, kernel_size, kernel_size), 1, 2), 32, 1)
+    law = ((expansion**0.5 + kernel_size) / (expansion**0.5 - kernel_size)) ** 2
+    assert found.condition == pytest.approx(law, rel=0.25)
+
+
 def test_orthogonal_and_expected_sets_are_perfectly_conditioned():
     record = FilterRecord((40, 4, 3, 3), filter_set=ORTHOGONAL)
     assert condition(record, 4, 1).condition == pytest.approx(1, abs=1e-5)

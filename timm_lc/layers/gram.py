@@ -146,10 +146,11 @@ class _Precondition(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (gram,) = ctx.saved_tensors
-        if gradient.is_meta:  # the meta device has no autocast
+        device, gram = gradient.device.type, gram.to(gradient.dtype)
+        if device == 'meta' or not torch.is_autocast_enabled(device):  # entering a context costs as much as a product
             return multiply(gradient, gram), None
-        with torch.autocast(gradient.device.type, enabled=False):
-            return multiply(gradient, gram.to(gradient.dtype)), None
+        with torch.autocast(device, enabled=False):
+            return multiply(gradient, gram), None
 
 
 def precondition(weight: Tensor, gram: Tensor) -> Tensor:
