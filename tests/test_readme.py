@@ -15,6 +15,7 @@ import yaml
 
 import timm_lc
 from timm_lc.cli import main
+from timm_lc.transforms.options import LC_ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -128,6 +129,11 @@ def test_every_file_that_is_named_is_there():
     for page in PAGES:
         for name in re.findall(r'`((?:\.ci|tests|benchmarks|train_configs)/[\w./]+)`', page.read_text()):
             assert (ROOT / name).exists(), f'{page.name} names {name}'
+
+
+def test_every_keyword_argument_of_lc_models_is_told():
+    text = (ROOT / 'docs/how_it_works.md').read_text()
+    assert [name for name in LC_ARGUMENTS if f'`{name}' not in text] == []
 
 
 def test_accuracies_of_the_readme_are_those_of_the_results():
