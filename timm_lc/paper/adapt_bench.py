@@ -160,7 +160,7 @@ def _adapt(plan: Plan, base: nn.Module, old: Images, task: Task, method: str, lr
     tuning = Tuning(task.epochs, lr, amp=plan.amp)
     accuracy = learn(model, images, tuning, seed, normalize=old.normalize, flips=task.flips)
     seconds = time.process_time() - begun
-    return {'accuracy': accuracy, 'weights': weights, 'bytes': stored_bytes(model, base), 'cpu_seconds': seconds}
+    return {'accuracy': accuracy, 'weights': weights, 'bytes': stored_bytes(model), 'cpu_seconds': seconds}
 
 
 def _best(runs: list[dict[str, Any]], task: str) -> dict[str, tuple[float, list[dict[str, Any]]]]:

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
+from timm_lc.layers.held import hold_tensors
 from timm_lc.spatial import spatial_convolutions
 from timm_lc.training.data import Images, augment
 from timm_lc.transforms.adapt import add_adapters
@@ -124,15 +125,10 @@ def _accuracy(model: nn.Module, task: Images, tuning: Tuning, normalize: Normali
     return 100 * (predicted == task.validation_labels).double().mean().item()
 
 
-def stored_bytes(model: nn.Module, base: nn.Module) -> int:
-    """Return the bytes of a safetensors file of all that differs from the base: what one more task costs to keep."""
-    before, state = base.state_dict(), model.state_dict()
-    kept = {
-        name: tensor.contiguous()
-        for name, tensor in state.items()
-        if name not in before or before[name].shape != tensor.shape or not torch.equal(before[name], tensor)
-    }
-    return len(save(kept))
+def stored_bytes(model: nn.Module) -> int:
+    """Return the bytes of a file of what learns, statistics and records: what one more task costs to keep."""
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return len(save({name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in fixed}))
 
 
 def _head(model: nn.Module) -> nn.Module:
@@ -144,11 +140,11 @@ def _norms(model: nn.Module) -> nn.Module:
 
 
 def _learn_only(model: nn.Module, *, norms: bool) -> nn.Module:
-    """Let, in place, the classifier alone or with the norms learn: an adapter without its combinations."""
-    add_adapters(model, 1, norms=norms)
-    for name, parameter in model.named_parameters():
-        if name.endswith('pointwise.weight'):
-            parameter.requires_grad_(False)
+    """Hold, in place, everything but the classifier and, if wanted, the norms; as adapters do, without any."""
+    heads = {child for module in classifiers(model).values() for child in module.modules()}
+    for module in model.modules():
+        if module not in heads and not (norms and 'Norm' in type(module).__name__):
+            hold_tensors(module)
     return model
 
 
