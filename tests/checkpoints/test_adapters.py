@@ -17,7 +17,10 @@ from torch import nn
 
 import timm_lc
 from timm_lc import add_adapters, load_adapter, remove_adapters, save_adapter
-from timm_lc.checkpoints.adapters import read_adapter
+from timm_lc.checkpoints.adapters import load_adapted, read_adapter
+from timm_lc.checkpoints.card import model_card
+from timm_lc.checkpoints.hub import write_repositories
+from timm_lc.cli import main
 from timm_lc.layers.adapter import AdaptedConv2d
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,3 +219,57 @@ def test_an_adapter_survives_training_a_copy_and_float_casts(stock, images, tmp_
     twin = load_adapter(copy.deepcopy(model), save_adapter(model, tmp_path / 'task.safetensors'))
     assert torch.equal(twin(images), model(images))
     assert timm_lc.load_adapter is load_adapter
+
+
+@pytest.fixture
+def published(stock, tmp_path):
+    """Return the folder of a base, and a network that adapts it, as `timm.create_model` builds it."""
+    timm_lc.save_pretrained(stock(), tmp_path / 'base')
+    base = f'local-dir:{tmp_path / "base"}'
+    model = timm.create_model('lc_test_resnet', adapter=4, base=base, num_classes=5, seed=3, adapter_norms=False)
+    return base, learned(model).eval()
+
+
+def test_an_adapters_file_alone_builds_its_network(published, images, tmp_path):
+    _, model = published
+    path = save_adapter(model, tmp_path / 'task.safetensors')
+    loaded = load_adapted(path)
+    assert loaded.pretrained_cfg['architecture'] == 'lc_test_resnet'
+    assert torch.equal(loaded(images), model(images))
+    timm_lc.save_pretrained(loaded, tmp_path / 'again')
+    again = timm.create_model(f'local-dir:{tmp_path / "again"}', pretrained=True).eval()
+    assert torch.equal(again(images), model(images))
+
+
+def test_export_writes_the_merged_stock_network(published, images, tmp_path, capsys):
+    _, model = published
+    path = save_adapter(model, tmp_path / 'task.safetensors')
+    assert main(['export', str(path), '--to', 'plain', '--output', str(tmp_path / 'plain')]) == 0
+    assert '100.00% of predictions the same' in capsys.readouterr().out
+    merged = timm.create_model(f'local-dir:{tmp_path / "plain"}', pretrained=True).eval()
+    assert merged.pretrained_cfg['architecture'] == 'test_resnet'
+    torch.testing.assert_close(merged(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_repository_is_small_and_its_card_names_the_base_but_no_path(published, tmp_path):
+    base, model = published
+    files = write_repositories(model, tmp_path / 'push', 'user/task')['user/task']
+    assert sum(path.stat().st_size for path in files) < 60_000
+    card = (tmp_path / 'push' / 'user' / 'task' / 'README.md').read_text()
+    assert 'Neither base nor random filters are in the file' in card
+    assert base not in card
+    model.adaptation.base = 'test_resnet.r160_in1k'
+    card = model_card(model, 'user/task')
+    assert 'The base `test_resnet.r160_in1k`, a trained network' in card
+    assert 'base_model: timm/test_resnet.r160_in1k' in card
+    model.adaptation.base = 'hf-hub:somebody/net@main'
+    assert 'base_model: somebody/net' in model_card(model, 'user/task')
+
+
+def test_a_file_of_an_unknown_base_builds_nothing(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    path = save_adapter(add_adapters(model, 2), tmp_path / 'task.safetensors')
+    with pytest.raises(
+        ValueError, match=r'task\.safetensors does not tell its base: build it, and call timm_lc\.load_'
+    ):
+        load_adapted(path)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -12,12 +13,13 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_lc.arguments import check_module
-from timm_lc.checkpoints.checkpoint import ADAPTER, file_metadata, read_checkpoint, stored_tensors
+from timm_lc.checkpoints.checkpoint import ADAPTER, CONFIG, file_metadata, read_checkpoint, stored_tensors
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.packing import add_unpacking
 from timm_lc.layers.recorded import decode
-from timm_lc.transforms.adapt import adapt, changed_layers, is_adapted, remove_adapters
+from timm_lc.naming import PREFIX
+from timm_lc.transforms.adapt import ADAPTER_GAIN, adapt, changed_layers, is_adapted, remove_adapters
 from timm_lc.transforms.fingerprint import (
     FINGERPRINT,
     classifiers,
@@ -26,7 +28,7 @@ from timm_lc.transforms.fingerprint import (
     fingerprint_base,
 )
 
-__all__ = ['AdapterFile', 'load_adapter', 'read_adapter', 'save_adapter']
+__all__ = ['AdapterFile', 'is_adapter_file', 'load_adapted', 'load_adapter', 'read_adapter', 'save_adapter']
 
 _RECORD = '.spatial.record'
 
@@ -124,6 +126,32 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
+def load_adapted(path: str | Path, **model_kwargs: Any) -> nn.Module:
+    """Build the network of an adapter's file by its `lc_` name: its base, with the adapter, in eval mode.
+
+    Args:
+        path: As in `load_adapter`.
+        **model_kwargs: Arguments of `timm.create_model`; they win over those that the file tells, as `base` may.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, does not tell its base, or belongs to another.
+    """
+    file = read_adapter(Path(path))
+    if file.architecture is None or not (file.base or 'base' in model_kwargs):
+        raise ValueError(f'{path} does not tell its base: build it, and call timm_lc.load_adapter')
+    model = timm.create_model(f'{PREFIX}{file.architecture}', **{**_arguments(file), **model_kwargs})
+    return load_adapter(model, path).eval()
+
+
+def is_adapter_file(path: Path) -> bool:
+    """Return whether `path` is a file of `save_adapter`, not the weights beside a `config.json`."""
+    if not path.is_file() or path.suffix != '.safetensors' or path.with_name(CONFIG).is_file():
+        return False
+    with safe_open(path, framework='pt') as opened:
+        return ADAPTER in (opened.metadata() or {})
+
+
 def read_adapter(path: Path) -> AdapterFile:
     """Read a file of `save_adapter`, verified.
 
@@ -139,6 +167,18 @@ def read_adapter(path: Path) -> AdapterFile:
     if not about or FINGERPRINT not in tensors:
         raise ValueError(f'{path} is not an adapter: timm_lc.save_adapter did not write it')
     return AdapterFile(tensors, about['base'], about['architecture'], about['norms'], about['num_classes'])
+
+
+def _arguments(file: AdapterFile) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` that build the adapted network of a file, defaults left out."""
+    records = list(file.records.values())
+    ranks = [len(t[0]) for key, t in file.tensors.items() if key.endswith('.pointwise.weight')]
+    kernels = {max(record.shape[2:]) > 1 for record in records}
+    layers = 'all' if len(kernels) == 2 else 'spatial' if True in kernels else 'pointwise'
+    given = {'seed': records[0].seed, 'gain': records[0].gain, 'adapter_layers': layers, 'adapter_norms': file.norms}
+    defaults = {'seed': 0, 'gain': ADAPTER_GAIN, 'adapter_layers': 'spatial', 'adapter_norms': True}
+    chosen = {key: value for key, value in given.items() if value != defaults[key]}
+    return {'adapter': max(ranks), 'base': file.base, 'num_classes': file.num_classes, **chosen}
 
 
 def _check_base(model: nn.Module, file: AdapterFile, path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.facts import Facts
-from timm_lc.checkpoints.origin import is_adapted, origin
+from timm_lc.checkpoints.origin import base_repository, is_adapted, origin
 from timm_lc.checkpoints.usage import usage
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
@@ -104,6 +104,7 @@ def _metadata(model: nn.Module, name: str, facts: Facts, *, is_timm: bool) -> Mo
         tags=['image-classification', *(['timm'] if is_timm else []), 'timm_lc'],
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         metrics=['accuracy'] if results else None,
+        base_model=base_repository(model),
         model_name=name if results else None,
         eval_results=results or None,
     )

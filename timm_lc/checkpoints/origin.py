@@ -1,5 +1,6 @@
 """Where the weights of a network come from, in the words of a model card."""
 
+from timm.models import is_model
 from torch import nn
 
 from timm_lc.filters import RECORD_BITS
@@ -8,7 +9,7 @@ from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 
-__all__ = ['is_adapted', 'origin']
+__all__ = ['base_repository', 'is_adapted', 'origin']
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -53,6 +54,14 @@ def origin(model: nn.Module, *, is_written_out: bool = False) -> str:
             f'record of {RECORD_BITS} bits a layer, and verifies their checksum.'
         )
     return text
+
+
+def base_repository(model: nn.Module) -> str | None:
+    """Return the repository on the Hub of an adapted network's base, if it has one."""
+    base = getattr(getattr(model, 'adaptation', None), 'base', None) or ''
+    if base.startswith(('hf-hub:', 'hf_hub:')):
+        return base.partition(':')[2].partition('@')[0]
+    return f'timm/{base}' if '.' in base and is_model(base.partition('.')[0]) else None
 
 
 def _implicit(blocks: list[ImplicitLCConv2d]) -> str:

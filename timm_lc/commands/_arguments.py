@@ -20,7 +20,10 @@ def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add CHECKPOINT, `--model` and `--model-kwargs`."""
     parser.add_argument(
-        'checkpoint', type=Path, metavar='CHECKPOINT', help='folder of a train.py run or of save_pretrained, or a file'
+        'checkpoint',
+        type=Path,
+        metavar='CHECKPOINT',
+        help='folder of a train.py run or of save_pretrained, or a file, as of save_adapter',
     )
     parser.add_argument('--model', metavar='NAME', help='architecture, for a file that does not tell it')
     add_model_kwargs(parser)
@@ -91,8 +94,11 @@ def load_checkpoint(args: argparse.Namespace) -> Any:
     """Return the network of CHECKPOINT, as `--model` and `--model-kwargs` say."""
     if args.model:
         check_model(args.model)
+    from timm_lc.checkpoints.adapters import is_adapter_file, load_adapted
     from timm_lc.checkpoints.checkpoint import load_model
 
+    if not args.model and is_adapter_file(args.checkpoint):
+        return load_adapted(args.checkpoint, **args.model_kwargs)
     return load_model(args.checkpoint, args.model, **args.model_kwargs)
 
 

@@ -115,9 +115,9 @@ def draw(runs: list[dict[str, Any]]) -> Any:
 
 
 def _runs(plan: Plan, images: Images) -> Iterator[tuple[int, Task, str, float]]:
-    """Yield the runs, all of one seed before the next."""
-    for seed in range(plan.seeds):
-        for task in _tasks(plan, images):
+    """Yield the runs, all of one task before the next, and of one seed before the next."""
+    for task in _tasks(plan, images):
+        for seed in range(plan.seeds):
             for method in METHODS:
                 for lr in plan.lrs:
                     yield seed, task, method, lr
@@ -132,8 +132,8 @@ def _tasks(plan: Plan, images: Images) -> list[Task]:
 
     return [
         Task('five other classes, 50 images each', lambda seed: choose(images, NEW, 50, seed), epochs(40), True),
-        Task('five other classes, 500 images each', lambda seed: choose(images, NEW, 500, seed), epochs(10), True),
         Task('digits, 50 images each', digits, epochs(20), False),
+        Task('five other classes, 500 images each', lambda seed: choose(images, NEW, 500, seed), epochs(10), True),
     ]
 
 
