@@ -89,7 +89,7 @@ def test_without_norms_training_keeps_their_statistics(stock, images):
 def test_orthogonal_rows_move_the_weight_as_a_projected_step_of_full_fine_tuning(stock, images):
     lr = 0.1
     full = stock().double()
-    model = add_adapters(copy.deepcopy(full), 4)
+    model = add_adapters(copy.deepcopy(full), 4, gain=3**0.5)  # rows of length 1
     images = images.double()
     gradients = torch.autograd.grad(full(images).square().sum(), full.layer1[0].conv1.weight)[0].flatten(1)
     layer = model.layer1[0].conv1
@@ -272,7 +272,7 @@ def test_describe_tells_what_an_adapter_is_made_of(stock):
     described = timm_lc.describe(add_adapters(plain, 4, seed=7))
     layers = {layer.name: (layer.role, layer.state) for layer in described.layers}
     assert layers['layer1.0.conv1.base'] == ('base spatial', 'not learnable')
-    assert layers['layer1.0.conv1.spatial'] == ('adapter filters', 'frozen, seed=7')
+    assert layers['layer1.0.conv1.spatial'] == ('adapter filters', 'frozen, seed=7, filters=orthogonal')
     assert layers['layer1.0.conv1.pointwise'] == ('adapter P', 'learnable')
     drawn = sum(m.spatial.weight.numel() for m in plain.modules() if isinstance(m, AdaptedConv2d))
     coefficients = sum(m.pointwise.weight.numel() for m in plain.modules() if isinstance(m, AdaptedConv2d))
