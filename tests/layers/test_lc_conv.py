@@ -360,3 +360,16 @@ def test_copies_of_a_shared_network_do_not_share_with_it():
         twin[0].shared.vector.zero_()
     assert model[0].weight.abs().sum() > 0
     assert twin[1].weight.abs().sum() == 0
+
+
+@pytest.mark.filterwarnings('ignore')  # of its deprecation, and of what tracing fixes
+@pytest.mark.parametrize('recycle', [1, 2, 16])
+def test_torchs_older_exporter_writes_shared_blocks(recycle, images):
+    """It loses track of sizes that are computed, and a convolution needs those of its kernel."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    block = share_weights(nn.Sequential(LCConv2d(3, 4, 3, expansion=8)), recycle=recycle).eval()
+    buffer = io.BytesIO()
+    names = {'input_names': ['images'], 'output_names': ['outputs']}
+    torch.onnx.export(block, (images,), buffer, dynamo=False, dynamic_axes={'images': {0: 'batch'}}, **names)
+    outputs = onnxruntime.InferenceSession(buffer.getvalue()).run(None, {'images': images[:1].numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(outputs), block(images[:1]).detach(), rtol=1e-4, atol=1e-5)
