@@ -197,8 +197,11 @@ def scatter(groups: Sequence[tuple[str, Sequence[tuple[float, float]], int, bool
             face = COLORS[style] if filled else 'none'
             axes.scatter(*zip(*points, strict=True), s=36, marker=MARKERS[style], c=face, ec=COLORS[style], label=label)
     axes.set(xscale='log', xlabel=x_label, ylabel=y_label)
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter('{x:g}')
+    axes.tick_params(axis='x', which='both', rotation=30)
     axes.grid(visible=True)
-    axes.legend(frameon=False)
+    figure.legend(loc='outside lower center', ncols=2, frameon=False)
     return figure
 
 
@@ -276,7 +279,7 @@ def _positions(axes: Any, panel: Panel) -> Mapping[Any, float]:
         return {place: index for index, place in enumerate(panel.places)}
     if panel.log:
         axes.set_xscale('log', base=2)
-    if len(panel.places) <= 8:
+    if len(panel.places) <= 10:
         axes.set_xticks(panel.places, [f'{place:g}' for place in panel.places])
         axes.minorticks_off()
     return {place: float(place) for place in panel.places}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from timm_lc.analysis.intervals import mean_and_std
-from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, Experiment, Point, Printed
+from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Point, Printed
 from timm_lc.paper.results import Cells, Line
 from timm_lc.paper.tables import differences
 from timm_lc.training.recipe import Recipe
@@ -112,7 +112,7 @@ def _trend(experiment: Experiment, cells: Cells) -> list[str]:
     found = []
     for facet in _facets(experiment, cells):
         for value in experiment.values:
-            for series in (FROZEN, LEARNABLE):
+            for series in (FROZEN, LEARNABLE, PLAIN):
                 means = list(_means(experiment, cells, series, facet, value.key).values())
                 if len(means) > 1:
                     parts = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
