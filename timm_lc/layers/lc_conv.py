@@ -24,7 +24,7 @@ __all__ = ['LCConv2d', 'combine']
 def _product(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
     """Multiply (C_out, R/groups) by (R, C_in/groups*k_h*k_w), block-diagonally over groups."""
     if groups == 1:
-        return (filters.t() @ pointwise.t()).t()  # transposed: forward and backward are 4 % faster in all on a CPU
+        return pointwise @ filters
     blocks = pointwise.unflatten(0, (groups, -1)) @ filters.unflatten(0, (groups, -1))  # (groups, C_out/groups, ...)
     return blocks.flatten(0, 1)
 

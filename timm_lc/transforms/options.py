@@ -121,9 +121,9 @@ class LCOptions:
                 implicit=is_implicit,
                 filters=self.filters,
             )
-        elif self.freeze_spatial:
+        elif self.freeze_spatial and not self.share_weights:  # which freezes: drawing filters twice takes twice as long
             freeze_spatial(model, self.seed, is_flat, gain=gain, filters=self.filters)
-        else:
+        elif not self.freeze_spatial:
             seed_spatial(model, self.seed, gain=gain, filters=self.filters)
         if self.between is not None:
             _separate(model, self.between)
