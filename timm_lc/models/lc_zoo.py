@@ -20,28 +20,23 @@ MODULES = (
 )  # fmt: skip
 
 
-def stock_cfg(base: str) -> PretrainedCfg:
+# What a configuration says of a network's weights, and of the input convolution that they have
+_OF_WEIGHTS = {
+    'url': None, 'file': None, 'state_dict': None, 'hf_hub_id': None, 'hf_hub_filename': None, 'source': None,
+    'license': None, 'description': None, 'origin_url': None, 'notes': None, 'label_offset': None, 'architecture': None,
+    'tag': None, 'custom_load': False, 'first_conv': (),
+}  # fmt: skip
+_KNOWN = {field.name for field in dataclasses.fields(PretrainedCfg)}
+
+
+def stock_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
     """Return the data configuration of a timm architecture without any source of weights."""
-    cfg = get_pretrained_cfg(base) or PretrainedCfg()
-    sources = {
-        'url': None,
-        'file': None,
-        'state_dict': None,
-        'hf_hub_id': None,
-        'hf_hub_filename': None,
-        'source': None,
-    }
-    about = {'license': None, 'description': None, 'origin_url': None, 'notes': None, 'label_offset': None}
-    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
-    cleared = {**sources, **about, 'architecture': None, 'tag': None, 'custom_load': False, 'first_conv': ()}
-    return dataclasses.replace(cfg, **{key: value for key, value in cleared.items() if key in known})
+    return dataclasses.replace(cfg, **{key: value for key, value in _OF_WEIGHTS.items() if key in _KNOWN})
 
 
-def stem_names(base: str) -> tuple[str, ...]:
+def stem_names(cfg: PretrainedCfg) -> tuple[str, ...]:
     """Return the names of a timm architecture's input convolutions."""
-    cfg = get_pretrained_cfg(base)
-    first_conv = cfg.first_conv if cfg else None
-    return (first_conv,) if isinstance(first_conv, str) else tuple(first_conv or ())
+    return (cfg.first_conv,) if isinstance(cfg.first_conv, str) else tuple(cfg.first_conv or ())
 
 
 def _create(base: str, **kwargs: Any) -> Any:
@@ -52,9 +47,9 @@ def _register_all() -> None:
     for module in MODULES:
         for base in list_models(module=module):
             doc = f"timm's `{base}` with frozen random spatial filters; keyword arguments: `timm_lc.models.LCOptions`."
-            register(
-                globals(), f'lc_{base}', functools.partial(_create, base), stock_cfg(base), stem_names(base), {}, doc
-            )
+            cfg = get_pretrained_cfg(base) or PretrainedCfg()  # a deep copy, which takes most of the time of all this
+            create = functools.partial(_create, base)
+            register(globals(), f'lc_{base}', create, stock_cfg(cfg), stem_names(cfg), {}, doc)
 
 
 _register_all()
