@@ -90,7 +90,7 @@ def test_page_says_what_was_measured_where(pages):
     markdown, page = pages
     top = markdown[: markdown.index('\n## ')]
     for text in (
-        '- recipe: 5 epochs (the paper: 75), batch size 256, learning rate 0.01',
+        '- recipe: 5 epochs (the paper: 75), batch size 256, learning rate 0.01, incomplete last batches left out',
         '- data: cats (50 + 10 images)',
         '- training seeds: 0, 1; mean ± standard deviation (runs)',
         '- hardware: Some <CPU> & more, 2 CPU threads',

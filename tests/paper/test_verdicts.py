@@ -91,6 +91,7 @@ def test_first_screen_answers_and_short_runs_stand_below(tmp_path):
     assert main(['report', str(tmp_path)]) == 0
     page = (tmp_path / 'report.md').read_text()
     top = page[: page.index('\n## ')]
+    assert 'left out' not in page.partition('- recipe: ')[2].partition('\n')[0]  # as the authors' trainer
     assert 'Ours: plain 91.30 (one run), learnable 91.00 (one run), frozen random 91.90 (one run) %.' in top
     count = sum(not name.startswith('theory') for name in EXPERIMENTS)
     assert f'Of {count} figures and tables of both versions: 1 agrees, 1 too short to tell' in top

@@ -128,6 +128,8 @@ def _recipe(run: dict[str, Any]) -> str:
         for name, text in (('batch_size', 'batch size'), ('lr', 'learning rate'))
         if name in recipe
     ]
+    if 'batch_size' in recipe and recipe.get('drop_last', True):  # older results do not tell, and have left them out
+        parts.append('incomplete last batches left out')
     return ', '.join(parts)
 
 
