@@ -24,7 +24,7 @@ def frozen_buffers(model):
     return {
         WRAPPERS.sub('', name): zlib.crc32(buffer.detach().cpu().contiguous().numpy().tobytes())
         for name, buffer in model.named_buffers()
-        if name.rpartition('.')[2] in ('weight', 'vector', 'record')
+        if name.rpartition('.')[2] in ('weight', 'vector', 'record', 'lc_record')
     }
 
 
