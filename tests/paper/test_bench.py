@@ -134,7 +134,7 @@ def test_page_has_ratios_to_plain_first(report):
     assert lines.index('Over plain:') < lines.index('Milliseconds, floors in italics:') < lines.index('MiB:')
 
 
-def test_sweep_ends_where_the_next_point_would_exceed_a_bound():
-    found = measure_sweep('lc_resnet20_16x2', [ONE], [1, 2, 10**6], settings())
+def test_sweep_ends_where_the_next_point_would_exceed_a_bound(report):
+    found = measure_sweep('lc_resnet20_16x2', [ONE], [1, 2, 10**6], settings(), report['rows'][0])
     assert [(point['form'], point['expansion']) for point in found] == [(ONE, 1), (ONE, 2)]
     assert all(point['seconds']['step'] > 0 and point['memory']['both_peak'] > 0 for point in found)

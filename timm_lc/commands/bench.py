@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
     name, found = next(iter(networks.items()))
     forms = list(dict.fromkeys(case.form for case in found if case.form))
     if args.expansions and forms:
-        report['sweep'] = measure_sweep(name, forms, args.expansions, settings, **args.model_kwargs)
+        plain = report['rows'][0]  # of the first model
+        report['sweep'] = measure_sweep(name, forms, args.expansions, settings, plain, **args.model_kwargs)
         draw_sweep(report['sweep'], report, args.output / 'expansions')
     page = bench_page(report)
     write_text(args.output / 'bench.json', json.dumps(report, indent=1) + '\n')

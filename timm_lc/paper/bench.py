@@ -99,18 +99,32 @@ def measure_bench(networks: dict[str, list[Case]], settings: Settings, command: 
 
 
 def measure_sweep(
-    name: str, forms: Sequence[str], expansions: Sequence[int], settings: Settings, **model_kwargs: Any
+    name: str,
+    forms: Sequence[str],
+    expansions: Sequence[int],
+    settings: Settings,
+    plain: dict[str, Any],
+    **model_kwargs: Any,
 ) -> list[dict[str, Any]]:
     """Measure the frozen network in each form over expansions, as far as its step and memory stay within bounds.
 
-    Both are assumed to grow as the expansion does, so that a form ends before a point that would exceed
-    a quarter of `max_seconds` a step, or `max_memory`.
+    What they exceed those of the plain network by is taken to grow as the expansion does: a form ends before a point
+    whose step would take more than a quarter of `max_seconds`, or its peak more than `max_memory`.
+
+    Args:
+        name: Of an `lc_` model.
+        forms: Of its LC-Blocks.
+        expansions: E, in any order.
+        settings: How.
+        plain: The plain network's row of `measure_bench`.
+        **model_kwargs: Arguments of `timm.create_model`.
     """
+    least = plain['seconds']['step']['median'], max(plain['memory'].values(), default=0)
     points = []
     for form in forms:
         previous: dict[str, Any] = {}
         for expansion in sorted(expansions):
-            if previous and _exceeds(previous, expansion / previous['expansion'], settings):
+            if previous and _exceeds(previous, least, expansion / previous['expansion'], settings):
                 break
             previous = {'model': name, 'form': form, 'expansion': expansion}
             previous |= _point(expanded(name, form, expansion, **model_kwargs), settings)
@@ -118,9 +132,14 @@ def measure_sweep(
     return points
 
 
-def _exceeds(point: dict[str, Any], growth: float, settings: Settings) -> bool:
-    peak = max(point['memory'].values(), default=0)
-    return point['seconds']['step'] * growth > settings.max_seconds / 4 or peak * growth > settings.max_memory * GIBI
+def _exceeds(point: dict[str, Any], least: tuple[float, float], growth: float, settings: Settings) -> bool:
+    found = point['seconds']['step'], max(point['memory'].values(), default=0)
+    bounds = settings.max_seconds / 4, settings.max_memory * GIBI
+    # noise may hide what the blocks add, which is then taken for a twentieth
+    return any(
+        value + (growth - 1) * max(value - base, value / 20) > bound
+        for value, base, bound in zip(found, least, bounds, strict=True)
+    )
 
 
 def _point(case: Case, settings: Settings) -> dict[str, Any]:
