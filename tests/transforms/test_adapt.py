@@ -6,7 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from timm.models import reparameterize_model
+from timm.utils import reparameterize_model
 from torch import nn
 
 import timm_lc
