@@ -9,7 +9,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_lc import add_linear_combinations, freeze_spatial, share_weights
+from timm_lc import add_adapters, add_linear_combinations, freeze_spatial, share_weights
 
 STEPS, LR = 3, 0.1
 BUILDS = {
@@ -18,6 +18,7 @@ BUILDS = {
     'expanded, shared': lambda: share_weights(add_linear_combinations(plain(), 2, seed=3), seed=3, recycle=2),
     'kept': lambda: freeze_spatial(plain(), seed=None),
     'implicit': lambda: add_linear_combinations(plain(), 30, seed=3, implicit=True),
+    'adapted': lambda: add_adapters(trained(), 2, seed=3),
 }
 CASES = list(itertools.product(BUILDS, (True, False)))
 # The same networks, with filters of another seed or kind
@@ -36,6 +37,13 @@ LOADED = list(itertools.product([*OTHER, 'kept'], (True, False)))
 def plain():
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4 * 28 * 28, 4))
+
+
+def trained():
+    """Return the same network on each rank, as a base that each has read."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return plain()
 
 
 def data():
