@@ -61,6 +61,7 @@ class LCConv2d(nn.Module):
     """LC-Block: spatial convolution with E*C_out filters, then pointwise to C_out, computed as one (definition 3.1).
 
     P * (W * X) = (P W) * X, so each forward forms P W and convolves once: the E*C_out-channel activation never exists.
+    Evaluation forms it at each call too, for no copy can be known to be fresh: `fold` what is deployed.
     The two convolutions are the children `spatial`, W, and `pointwise`, P; neither is called, unless another tool has
     hooked, replaced or reparameterised one of them: then both are, one after the other, at a cost that it tells once.
 
