@@ -343,6 +343,7 @@ def test_compare_counts():
 
 
 @pytest.mark.parametrize('value', [1.0, math.nan])
+@pytest.mark.filterwarnings('ignore:.*values that are not finite:UserWarning')
 def test_another_network_is_refused_and_leaves_nothing(value, tmp_path, monkeypatch):
     def wrong(model):
         folded = timm_lc.fold(model)
