@@ -6,6 +6,9 @@ import torch
 from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN
 from timm_lc.paper.measures import UNTRAINED
+from timm_lc.paper.results import Line
+from timm_lc.paper.runs import describe_run
+from timm_lc.paper.sections import make_section
 from timm_lc.training.recipe import Recipe
 
 THEORY = [experiment for name, experiment in EXPERIMENTS.items() if name.startswith('theory')]
@@ -28,6 +31,21 @@ def test_the_control_tunes_plain_and_frozen_over_the_same_five_rates():
         assert rates[PLAIN] == rates[FROZEN] == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
     plain = next(v for v in variants if v.series == PLAIN and not v.lr)
     assert plain.run(0, Recipe(lr=0.5)).recipe.lr == 0.5
+
+
+def test_points_with_a_rate_of_their_own_stand_beside_those_of_the_recipe():
+    def line(variant, accuracy):
+        run = {**describe_run(variant.run(0, Recipe(epochs=5)), 'cifar10', None), 'images': [50000, 10000]}
+        where = {'device': 'cpu', 'threads': 1, 'amp': False, 'python': '3', 'torch': '2', 'timm': '1'}
+        return Line(variant.point, 0.0, run, where, {'accuracy': accuracy})
+
+    experiment = EXPERIMENTS['theory3']
+    chosen = [v for v in experiment.variants if v.facet == 'E = 8' and v.series == PLAIN]
+    lines = [line(variant, 50 + index) for index, variant in enumerate(chosen)]
+    page = '\n'.join(make_section(experiment, lines, lines[0].setting).markdown())
+    for text in ('| recipe | 50.00 |', '| lr 0.001 | 51.00 |', '| lr 0.1 | 55.00 |'):
+        assert text in page
+    assert 'not shown' not in page
 
 
 def test_figure_1_goes_on_to_4096():

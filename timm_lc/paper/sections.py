@@ -1,6 +1,7 @@
 """An experiment's results as a section of text: what was trained where, the table, remarks, the figure."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,12 +65,20 @@ class Section:
 
 def make_section(experiment: Experiment, lines: Sequence[Line], setting: str) -> Section:
     """Return the section of those lines that are of one setting, or untrained; `results.settings` lists them."""
-    shown = [line for line in lines if line.setting in ('', setting)]
+    tuned = {variant.point for variant in experiment.variants if variant.lr}
+    shown = [line for line in lines if _belongs(line, setting, line.point in tuned)]
     cells = collect(experiment, shown)
     rows = table(experiment, cells) if experiment.values else []
     verdict, found = verdict_of(experiment, shown, cells), findings(experiment, cells)
     hidden = len(lines) - len(shown)
     return Section(experiment, shown, rows, draw(experiment, cells), len(cells), hidden, verdict, found)
+
+
+def _belongs(line: Line, setting: str, is_tuned: bool) -> bool:
+    """Return whether a line is of a setting; a point with a learning rate of its own, but for the rate."""
+    if is_tuned and line.is_trained and setting:
+        return {**json.loads(line.setting), 'lr': 0} == {**json.loads(setting), 'lr': 0}
+    return line.setting in ('', setting)
 
 
 def write_section(section: Section, output: Path) -> Path:
