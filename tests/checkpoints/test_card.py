@@ -16,6 +16,7 @@ import timm_lc
 from timm_lc.checkpoints.card import MARKER, PAPER, model_card
 from timm_lc.checkpoints.facts import DEFAULTS, RECIPE, Facts
 from timm_lc.checkpoints.train_run import read_facts
+from timm_lc.checkpoints.usage import PlainForm
 from timm_lc.naming import class_names, name_classes
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +178,7 @@ def test_code_classifies_a_picture(in_chans, mode, tmp_path, monkeypatch):
 @pytest.mark.parametrize('has_onnx', [True, False])
 def test_onnx_is_named_if_it_is_there(has_onnx):
     model = timm.create_model('lc_resnet20_16x1')
-    text = model_card(model, 'user/name', plain_repo='user/name', has_onnx=has_onnx)
+    text = model_card(model, 'user/name', plain=PlainForm('user/name', has_onnx=has_onnx))
     assert ('`plain/model.onnx` is the same for ONNX runtimes: input `images`, output `logits`.' in text) == has_onnx
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.facts import Facts
 from timm_lc.checkpoints.origin import base_repository, is_adapted, origin
-from timm_lc.checkpoints.usage import usage
+from timm_lc.checkpoints.usage import PlainForm, usage
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -35,10 +35,7 @@ def model_card(
     model: nn.Module,
     repo_id: str | None = None,
     *,
-    plain_repo: str | None = None,
-    plain_of: str | None = None,
-    is_program: bool = False,
-    has_onnx: bool = False,
+    plain: PlainForm | None = None,
     facts: Facts | None = None,
     trained: nn.Module | None = None,
     stored: int | None = None,
@@ -48,10 +45,7 @@ def model_card(
     Args:
         model: A network from `timm.create_model`, or what `fold` made of one.
         repo_id: Where it will be on the Hub, `user/name`; None for a folder.
-        plain_repo: Repository of the form that needs no `timm_lc`; `repo_id` itself means its folder plain/.
-        plain_of: Repository of which this is that form.
-        is_program: Whether this is that form as a `torch.export` program.
-        has_onnx: Whether that form has `model.onnx` beside the program.
+        plain: The form that needs no `timm_lc`, if there is one, or `model` is one.
         facts: What to say of its training.
         trained: The network as it was trained, if `model` is another form of it: which weights were frozen, and how
             many learned, is told of that.
@@ -66,17 +60,16 @@ def model_card(
         library_name: timm
     """
     architecture = architecture_of(model)
-    facts = facts or Facts()
+    facts, plain = facts or Facts(), plain or PlainForm()
     name = repo_id.rpartition('/')[2] if repo_id else architecture
-    metadata = _metadata(model, name, facts, is_timm=not is_program)
-    used = usage(model, repo_id, plain_repo, plain_of, is_program=is_program, has_onnx=has_onnx)
+    metadata = _metadata(model, name, facts, is_timm=not plain.is_program)
     frozen = origin(trained or model, is_written_out=trained is not None)
     sections = [
         f'---\n{metadata.to_yaml()}\n---\n{MARKER}',
-        f'# {name}\n\n{_summary(model, architecture, plain_of)}',
+        f'# {name}\n\n{_summary(model, architecture, plain.of)}',
         f'## What is frozen\n\n{frozen}\n\n{_counts(model, trained, stored)}',
         _results(model, facts),
-        f'## Use\n\n{used}',
+        f'## Use\n\n{usage(model, repo_id, plain)}',
         _recipe(architecture, facts),
         _citation(facts.license),
     ]

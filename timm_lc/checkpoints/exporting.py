@@ -14,6 +14,7 @@ from timm_lc.analysis.evaluation import folder_loader
 from timm_lc.checkpoints.card import model_card
 from timm_lc.checkpoints.checkpoint import CARD, WEIGHTS, is_foreign_card, load_model, save_pretrained
 from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.usage import PlainForm
 from timm_lc.inputs import input_size
 from timm_lc.naming import architecture_of, has_lc_name
 from timm_lc.transforms.fold import fold
@@ -181,7 +182,8 @@ def _write_program(
         written[ONNX] = _save_onnx(folded, folder / ONNX)
     except ModuleNotFoundError as error:
         notes = [note, f'{ONNX} was left out: {error}']
-    card = model_card(folded, is_program=True, has_onnx=ONNX in written, facts=facts, trained=model)
+    form = PlainForm(is_program=True, has_onnx=ONNX in written)
+    card = model_card(folded, plain=form, facts=facts, trained=model)
     (folder / CARD).write_text(card, encoding='utf-8')
     return written, notes
 

@@ -1,11 +1,11 @@
 """Push networks to the Hugging Face Hub: one commit, from which `timm.create_model('hf-hub:...')` builds them again."""
 
 import copy
+import dataclasses
 import re
 import tempfile
 from http.client import responses
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -25,6 +25,7 @@ from timm_lc.checkpoints.checkpoint import (
 )
 from timm_lc.checkpoints.exporting import ONNX, PROGRAM, export
 from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.usage import PlainForm
 from timm_lc.transforms.fold import fold
 
 __all__ = ['push_to_hub', 'read_card', 'write_repositories']
@@ -140,18 +141,17 @@ def write_repositories(
     model, root = unwrap_model(model), Path(root)
     plain_folder = root / repo_id / PLAIN if plain_repo == repo_id else root / (plain_repo or '')
     plain_files = _write_plain(model, plain_folder) if plain_repo else []
-    known: dict[str, Any] = {'has_onnx': plain_folder / ONNX in plain_files, 'facts': facts}
+    form = PlainForm(plain_repo, has_onnx=plain_folder / ONNX in plain_files)
     if card is None:
         stored = stored_weights(model, sparse=sparse, dtype=dtype)
-        card = model_card(model, repo_id, plain_repo=plain_repo, stored=stored, **known)
+        card = model_card(model, repo_id, plain=form, stored=stored, facts=facts)
     folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, facts=facts, card=card)
     written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
     if plain_repo == repo_id:
         written[repo_id] += plain_files
     elif plain_repo:
-        is_program = plain_folder / PROGRAM in plain_files
-        known |= {'plain_of': repo_id, 'is_program': is_program, 'trained': model}
-        plain_card = model_card(fold(model), plain_repo, **known)
+        own = dataclasses.replace(form, repo_id=None, of=repo_id, is_program=plain_folder / PROGRAM in plain_files)
+        plain_card = model_card(fold(model), plain_repo, plain=own, facts=facts, trained=model)
         written[plain_repo] = [_write_card(plain_folder, plain_card), *plain_files]
     return written
 

@@ -1,38 +1,49 @@
 """Code that loads a network and classifies a picture, with and without this package, for a model card."""
 
+import dataclasses
+
 from torch import nn
 
 from timm_lc.inputs import data_config, input_size
 from timm_lc.naming import architecture_of, class_names, has_lc_name, is_stock
 
-__all__ = ['usage']
+__all__ = ['PlainForm', 'usage']
 
 INSTALL = 'It needs timm and `timm_lc`, which `pip install PATH` installs from its wheel or a clone of its repository'
 
 
-def usage(
-    model: nn.Module,
-    repo_id: str | None,
-    plain_repo: str | None,
-    plain_of: str | None,
-    *,
-    is_program: bool,
-    has_onnx: bool,
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class PlainForm:
+    """The form of a network that needs no `timm_lc`, as a card knows of it.
+
+    Args:
+        repo_id: Its repository; that of the card itself means its folder plain/, None that there is none.
+        of: Repository of the network, if the card is that of this form itself.
+        is_program: Whether the card's network is this form as a `torch.export` program.
+        has_onnx: Whether it has `model.onnx` beside the program.
+    """
+
+    repo_id: str | None = None
+    of: str | None = None
+    is_program: bool = False
+    has_onnx: bool = False
+
+
+def usage(model: nn.Module, repo_id: str | None, plain: PlainForm) -> str:
     """Return what a card says of the use of `model`; the arguments are those of `model_card`."""
-    if is_program:
-        return _program_usage(model, repo_id, '', has_onnx)
-    if plain_of and repo_id:
-        return f'{_plain_usage(model, repo_id, "", has_onnx)}\n\n{_classify(model)}'
+    if plain.is_program:
+        return _program_usage(model, repo_id, '', plain.has_onnx)
+    if plain.of and repo_id:
+        return f'{_plain_usage(model, repo_id, "", plain.has_onnx)}\n\n{_classify(model)}'
     is_lc = has_lc_name(model)
     package = ['import timm_lc  # registers the lc_ models'] if is_lc else []
     source = f'hf-hub:{repo_id}' if repo_id else 'local-dir:PATH_OF_THIS_FOLDER'
     code = _python('import timm', *package, '', f"model = timm.create_model('{source}', pretrained=True).eval()")
     text = f'{INSTALL if is_lc else "It needs timm alone"}:\n\n{code}\n\n{_classify(model)}'
-    if not plain_repo:
+    if not plain.repo_id:
         return text
-    plain = _plain_usage(model, plain_repo, 'plain/' if plain_repo == repo_id else '', has_onnx)
-    return f'{text}\n\nThe same function without `timm_lc`, every filter written out:\n\n{plain}'
+    written_out = _plain_usage(model, plain.repo_id, 'plain/' if plain.repo_id == repo_id else '', plain.has_onnx)
+    return f'{text}\n\nThe same function without `timm_lc`, every filter written out:\n\n{written_out}'
 
 
 def _classify(model: nn.Module) -> str:
