@@ -167,4 +167,4 @@ def test_committed_queue_is_of_whole_runs_in_the_order_of_value(tmp_path, monkey
         'lc_lowres_resnet20-seed0', 'lc_resnet20_16x128-seed0', 'lc_resnet20_16x128-seed0', 'lc_resnet20_16x8-seed0',
         'lc_resnet20_16x8-seed0', 'lc_resnet20_16x128-seed0',
     ]  # fmt: skip
-    assert len(networks) == 6 + 2 * 3 + 4
+    assert len(networks) == 6 + 2 * 3 + 4 + 4  # seeds of the first three, the rest of the axis, figure 3's
