@@ -304,6 +304,19 @@ def test_plain_puts_the_stock_form_into_a_folder(hub, images, stock_folders):
     torch.testing.assert_close(stock(images), model(images), rtol=1e-4, atol=1e-5)
 
 
+def test_adapter_is_fetched_with_its_base(hub, stock, images):
+    push_to_hub(stock(), 'user/base')
+    model = timm.create_model('lc_test_resnet', adapter=4, base='hf-hub:user/base', num_classes=3).eval()
+    assert torch.equal(model.forward_features(images), stock().forward_features(images))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    push_to_hub(model, NAME)
+    assert len(files_of(hub)['model.safetensors']) < len(files_of(hub, 'user/base')['model.safetensors']) / 10
+    assert 'base_model: user/base' in files_of(hub)['README.md'].decode()
+    assert torch.equal(pull()(images), model(images))
+
+
 def test_plain_repo_has_a_card_of_its_own(hub):
     push_to_hub(build(name='lc_test_resnet', num_classes=4), NAME, plain_repo='user/plain')
     assert set(files_of(hub)) == set(files_of(hub, 'user/plain')) == FILES | {'.gitattributes'}
