@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm.models import PretrainedCfg
 from timm.models._features import feature_take_indices as feature_take_indices
 from timm.models._hub import save_config_for_hf
+from timm.models._registry import _model_pretrained_cfgs
 from timm.optim._optim_factory import default_registry as optimizer_registry
 from torch import nn
 
 __all__ = [
+    'default_cfg',
     'describe_as',
     'describe_images',
     'feature_take_indices',
@@ -23,6 +26,11 @@ __all__ = [
 
 # What timm's factory passes beside the arguments that make a network what it is
 _RUNTIME = ('pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_model_args', 'cache_dir', 'device', 'dtype')
+
+
+def default_cfg(architecture: str) -> PretrainedCfg:
+    """Return timm's own configuration of an architecture, only to be read: timm's deep copies take time."""
+    return _model_pretrained_cfgs.get(architecture, PretrainedCfg())
 
 
 def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str, ...] | None) -> None:

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from timm_lc.cli import main
@@ -28,17 +26,8 @@ fig1 --only frozen --values 1 --runs 1
 
 
 @pytest.fixture
-def queue(tmp_path, monkeypatch):
+def queue(tmp_path, tiny_images):
     """Return a function that does the queue on tiny images in an empty folder; it returns the status."""
-    monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(0)
-    for split, count in (('train', 8), ('validation', 4)):
-        for label in range(2):
-            folder = tmp_path / 'images' / split / f'class{label}'
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 128, (8, 8, 3)) + 100 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
     (tmp_path / 'queue.txt').write_text(QUEUE)
     return lambda *arguments: main(['reproduce', '--queue', 'queue.txt', *COMMON, *arguments])
 
@@ -168,3 +157,12 @@ def test_committed_queue_is_of_whole_runs_in_the_order_of_value(tmp_path, monkey
         'lc_resnet20_16x8-seed0', 'lc_resnet20_16x128-seed0',
     ]  # fmt: skip
     assert len(networks) == 6 + 2 * 3 + 4 + 4  # seeds of the first three, the rest of the axis, figure 3's
+
+
+def test_committed_queue_of_theory_is_understood_and_repeats_no_run(tmp_path, monkeypatch, capsys):
+    queue = Path(__file__).parents[2] / 'results/queue-theory.txt'
+    monkeypatch.chdir(tmp_path)
+    assert main(['reproduce', '--queue', str(queue), '--device', 'cpu', '--dry-run']) == 0
+    runs = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith('missing  ')]
+    # 7 networks of the control at 3 seeds, 3 and 4 of the two forms, 4 of the span, 3 networks at 4 more learning rates
+    assert len(set(runs)) == 7 * 3 + 3 + 4 + 4 + 3 * 4

@@ -22,17 +22,8 @@ from timm_lc.paper.measures import MEASURES
 
 
 @pytest.fixture
-def reproduce(tmp_path, monkeypatch):
+def reproduce(tmp_path, tiny_images):
     """Return a function that runs `timm-lc reproduce` on tiny images in an empty folder; it returns the results."""
-    monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(0)
-    for split, count in (('train', 8), ('validation', 4)):
-        for label in range(2):
-            folder = tmp_path / 'images' / split / f'class{label}'
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 128, (8, 8, 3)) + 100 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.png')
 
     def reproduce(*arguments):
         options = ['--data', 'images', '--epochs', '1', '--batch-size', '8', '--device', 'cpu', *arguments]

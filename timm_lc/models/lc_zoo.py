@@ -4,8 +4,9 @@ import dataclasses
 import functools
 from typing import Any
 
-from timm.models import PretrainedCfg, get_pretrained_cfg, list_models, model_entrypoint
+from timm.models import PretrainedCfg, list_models, model_entrypoint
 
+from timm_lc._timm import default_cfg
 from timm_lc.models._build import register
 
 __all__: list[str] = []
@@ -47,8 +48,7 @@ def _register_all() -> None:
     for module in MODULES:
         for base in list_models(module=module):
             doc = f"timm's `{base}` with frozen random spatial filters; keyword arguments: `timm_lc.models.LCOptions`."
-            cfg = get_pretrained_cfg(base) or PretrainedCfg()  # a deep copy, which takes most of the time of all this
-            create = functools.partial(_create, base)
+            cfg, create = default_cfg(base), functools.partial(_create, base)
             register(globals(), f'lc_{base}', create, stock_cfg(cfg), stem_names(cfg), {}, doc)
 
 
