@@ -21,7 +21,9 @@ from timm_lc.checkpoints.adapters import load_adapted, read_adapter
 from timm_lc.checkpoints.card import model_card
 from timm_lc.checkpoints.hub import write_repositories
 from timm_lc.cli import main
-from timm_lc.layers.adapter import AdaptedConv2d
+from timm_lc.filters import ORTHOGONAL, FilterRecord
+from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape
+from timm_lc.transforms.adapt import adapt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,6 +98,18 @@ def test_bytes_of_a_resnet50s_adapter(tmp_path, norms, limit):
     values = 2 * (8 * rows + 10 * 2048) + 4 * 10 + (16 * channels if norms else 0)  # bytes of bf16 and float32
     path = save_adapter(add_adapters(model, 8, norms=norms), tmp_path / 'task.safetensors', dtype=torch.bfloat16)
     assert values < path.stat().st_size < limit
+
+
+def test_files_whose_rows_are_orthogonal_over_all_groups_load_as_they_were_written(stock, images, tmp_path):
+    records = {  # as they were drawn before rows were orthogonal within each group
+        name: FilterRecord(adapter_shape(m, 4), stream=7, gain=2.0, filter_set=ORTHOGONAL)
+        for name, m in stock('test_efficientnet').named_modules()
+        if isinstance(m, nn.Conv2d) and m.groups > 1
+    }
+    model = learned(adapt(stock('test_efficientnet'), records, norms=True))
+    path = save_adapter(model, tmp_path / 'task.safetensors')
+    for base in (stock('test_efficientnet'), add_adapters(stock('test_efficientnet'), 4)):
+        assert torch.equal(load_adapter(base, path)(images), model(images))
 
 
 def test_half_precision_rounds_matrices_only(stock, images, tmp_path):

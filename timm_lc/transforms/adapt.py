@@ -90,7 +90,7 @@ def add_adapters(
         layers: Which convolutions: 'spatial', 'pointwise' or 'all'; never the classifier's.
         norms: Whether norms learn and update their statistics; if not, batch norm computes as in evaluation.
         filter_fn: `filter_fn(module, name)` narrows which convolutions are matched.
-        gain: Rows of W are orthogonal and have length gain / sqrt(3); the default is length 2.
+        gain: Rows of W, those of each group, are orthogonal and have length gain / sqrt(3); the default is length 2.
         filters: 'orthogonal', or 'uniform' for filters as `freeze_spatial` draws them.
 
     Raises:
@@ -115,13 +115,7 @@ def add_adapters(
             return model
         raise ValueError(f'{type(model).__name__} has adapters already: call remove_adapters first')
     records = {
-        name: FilterRecord(
-            adapter_shape(conv, rank),
-            seed,
-            layer_stream(f'{name}.spatial'),
-            gain=float(gain),
-            filter_set=_SETS[filters],
-        )
+        name: _record(conv, name, rank, seed, gain, _SETS[filters])
         for name, conv in _matched(model, layers, filter_fn).items()
     }
     adapt(model, records, norms=norms)
