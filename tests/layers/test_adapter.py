@@ -147,6 +147,15 @@ def test_layers_survive(change):
     torch.testing.assert_close(change(layer)(x), layer(x))
 
 
+@pytest.mark.parametrize('kind', [nn.Conv2d, Conv2dSame])
+def test_layers_compile_in_one_graph(kind):
+    conv = kind(6, 8, 3, stride=2, groups=2)
+    layer = AdaptedConv2d(conv, FilterRecord(adapter_shape(conv, 4)))
+    nn.init.normal_(layer.pointwise.weight)
+    x = torch.randn(2, 6, 11, 11)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend='aot_eager')(x), layer(x))
+
+
 def test_a_base_lost_on_the_meta_device_is_missed():
     conv = nn.Conv2d(4, 6, 3, device='meta')
     layer = AdaptedConv2d(conv, FilterRecord(adapter_shape(conv, 2)))

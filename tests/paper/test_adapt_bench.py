@@ -1,13 +1,18 @@
 """The comparison's runs are kept and not done twice; its table tells the better learning rate."""
 
+import dataclasses
 import statistics
 
 import pytest
+import timm
+import torch
 
 from timm_lc.cli import main
+from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.paper import adapt_bench
-from timm_lc.paper.adapt_bench import Plan, draw, run_plan, table
-from timm_lc.training.adapting import METHODS
+from timm_lc.paper.adapt_bench import Plan, run_plan
+from timm_lc.paper.adapt_page import draw, rates, table
+from timm_lc.training.adapting import METHODS, by_length
 
 
 def run(method, lr, seed, accuracy, task='digits'):
@@ -30,6 +35,17 @@ def test_the_table_tells_the_better_learning_rate_and_the_paired_difference():
     assert cells[1] == f'74.00 ± {spread:.2f}'
     assert cells[2] == f'+2.00 ({2 - half:+.1f} to {2 + half:+.1f})'
     assert cells[3:] == ['0.1', '1,234', '5,678']
+
+
+def test_every_learning_rate_is_told():
+    lines = rates([*RUNS, run('head only', 0.1, 0, 50.0)]).splitlines()
+    assert lines[0] == '### digits: accuracy in % at each learning rate'
+    assert lines[2] == '| what learns | 0.03 | 0.1 |'
+    assert lines[4:] == [
+        '| full fine-tuning |  | 72.00 |',
+        '| adapter, rank 8 | 60.00 | 74.00 |',
+        '| head only |  | 50.00 |',
+    ]
 
 
 def test_the_picture_has_a_point_for_each_way():
@@ -58,6 +74,60 @@ def test_runs_are_kept_and_go_on(small, tmp_path):
     told.clear()
     assert run_plan(plan, output, told.append) == runs
     assert not told
+
+
+def test_rows_of_each_length_are_compared_with_full_fine_tuning(small, tmp_path):
+    plan = Plan(str(small), 'test_efficientnet', pixels=8, base_epochs=1, seeds=1, lrs=(0.1,), effort=0.01)
+    plan = dataclasses.replace(plan, lengths=(0.5, 2.0), rank=3, layers='all', tasks='^digits')
+    runs = run_plan(plan, tmp_path, tell=len)
+    assert [run['method'] for run in runs] == [
+        'adapter, rank 3, all layers, rows of length 0.5',
+        'adapter, rank 3, all layers, rows of length 2',
+        'full fine-tuning',
+    ]
+    assert {run['task'] for run in runs} == {'digits, 50 images each'}
+    assert runs[0]['weights'] == runs[1]['weights'] < runs[2]['weights']
+
+
+@pytest.mark.parametrize('length', [0.5, 2.0])
+def test_a_length_is_that_of_the_rows(length):
+    (method, _) = by_length((length,), rank=3).values()
+    layers = [m for m in method(timm.create_model('test_resnet')).modules() if isinstance(m, AdaptedConv2d)]
+    norms = torch.cat([layer.spatial.weight.flatten(1).norm(dim=1) for layer in layers])
+    torch.testing.assert_close(norms, torch.full_like(norms, length))
+
+
+def test_a_pretrained_base_is_folded(small, tmp_path):
+    plan = Plan(str(small), 'lc_resnet20_16x8', pretrained=True, seeds=1, lrs=(0.1,), effort=0.01, tasks='digits')
+    (first, second) = run_plan(plan, tmp_path, tell=len)
+    assert first['weights'] == 64 * 10 + 10
+    # rank 4 of the 3x3 convolutions; scale and shift of their norms, and of those of two 1x1 convolutions
+    assert second['weights'] == first['weights'] + 4 * 688 + 2 * (688 + 32 + 64)
+    assert not (tmp_path / 'base').exists()
+
+
+def test_a_pretrained_base_sees_images_as_it_was_trained_on_them(small, tmp_path, monkeypatch):
+    seen = []
+
+    def learn(model, images, tuning, seed, *, normalize, flips):
+        seen.append(normalize(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)))
+        return 50.0
+
+    monkeypatch.setattr(adapt_bench, 'learn', learn)
+    run_plan(Plan(str(small), 'lc_resnet20_16x8', pretrained=True, lrs=(0.1,), tasks='digits'), tmp_path, tell=len)
+    cfg = timm.get_pretrained_cfg('lc_resnet20_16x8')
+    expected = [(1 - mean) / std for mean, std in zip(cfg.mean, cfg.std, strict=True)]
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected)
+
+
+def test_runs_of_another_base_and_tasks_that_are_none_are_refused(small, tmp_path):
+    plan = Plan(str(small), pixels=8, base_epochs=1, seeds=1, lrs=(0.1,), effort=0.01, tasks='digits')
+    with pytest.raises(ValueError, match="`tasks` must match the name of a task, got 'letters'"):
+        run_plan(dataclasses.replace(plan, tasks='letters'), tmp_path)
+    run_plan(plan, tmp_path, tell=len)
+    with pytest.raises(ValueError, match="holds other runs: `model` was 'lc_lowres_resnet20' and is 'resnet10t'"):
+        run_plan(dataclasses.replace(plan, model='resnet10t'), tmp_path)
+    assert run_plan(dataclasses.replace(plan, seeds=2), tmp_path, tell=len)[-1]['seed'] == 1
 
 
 def test_the_command_writes_table_and_picture(small, tmp_path, capsys):

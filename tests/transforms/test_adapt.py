@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from importlib.util import find_spec
 
 import pytest
 import timm
@@ -100,6 +101,17 @@ def test_orthogonal_rows_move_the_weight_as_a_projected_step_of_full_fine_tuning
     torch.testing.assert_close(step, -lr * gradients @ rows.T @ rows, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'regnetx_002'])
+def test_rows_are_orthogonal_and_of_length_2_in_each_group(name):
+    model = add_adapters(timm.create_model(name), 4, layers='all')
+    layers = [module for module in model.modules() if isinstance(module, AdaptedConv2d)]
+    assert max(layer.groups for layer in layers) > 1 or name == 'test_resnet'
+    for layer in layers:
+        rows = layer.spatial.weight.double().view(layer.groups, layer.rank, -1)
+        expected = 4 * torch.eye(layer.rank, dtype=torch.double).expand(layer.groups, -1, -1)
+        torch.testing.assert_close(rows @ rows.mT, expected, rtol=0, atol=1e-5)
+
+
 def test_filters_of_another_seed_are_others_and_of_the_same_the_same(stock):
     first, again, other = (add_adapters(stock(), 4, seed=seed).layer1[0].conv1 for seed in (1, 1, 2))
     assert torch.equal(first.spatial.weight, again.spatial.weight)
@@ -154,11 +166,50 @@ def test_networks_survive_deepcopy_and_pickle(stock, images, norms):
         assert torch.equal(twin(images), remove_adapters(copy.deepcopy(model))(images))
 
 
-def test_networks_script_export_and_compile(stock, images):
+def test_networks_script_and_export(stock, images):
     model = train_a_little(add_adapters(stock(), 4, norms=False), images)
     expected = model(images)
     torch.testing.assert_close(torch.jit.script(model)(images), expected)
     torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), expected)
+
+
+@pytest.mark.skipif(
+    any(not find_spec(name) for name in ('onnxruntime', 'onnxscript')),
+    reason="needs onnxruntime and onnxscript: pip install 'timm_lc[onnx]'",
+)
+def test_networks_export_to_onnx_without_being_folded(stock, images, tmp_path):
+    from onnxruntime import InferenceSession
+
+    model = train_a_little(add_adapters(stock(), 4, layers='all', norms=False), images)
+    path = tmp_path / 'model.onnx'
+    torch.onnx.export(model, (images,), path, dynamo=True, input_names=['images'], external_data=False, verbose=False)
+    (logits,) = InferenceSession(path, providers=['CPUExecutionProvider']).run(None, {'images': images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('norms', [True, False])
+@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
+def test_compiled_networks_train_and_evaluate_alike_in_one_graph(stock, images, name, norms):
+    model = add_adapters(stock(name), 4, layers='all', norms=norms)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(images), model(images))
+    for network in (model, compiled):
+        network.train()
+        network(images).square().mean().backward()
+    gradients = dict(twin.named_parameters())
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[key].grad, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_network_computes_with_the_adapter_that_was_loaded_last(stock, images):
+    model = add_adapters(stock(), 4)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    first = compiled(images)
+    trained = train_a_little(add_adapters(stock(), 4, seed=1), images)
+    model.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(compiled(images), trained(images))
+    assert not torch.allclose(first, trained(images))
 
 
 def test_a_state_dict_loads_into_the_same_base_only(stock, images):

@@ -8,7 +8,18 @@ import timm
 import torch
 from torch import nn
 
-from timm_lc import add_linear_combinations, count_parameters, fold, prune_pointwise, save_pretrained, share_weights
+from timm_lc import (
+    add_adapters,
+    add_linear_combinations,
+    count_parameters,
+    fold,
+    load_adapter,
+    prune_pointwise,
+    remove_adapters,
+    save_adapter,
+    save_pretrained,
+    share_weights,
+)
 from timm_lc.transforms.prune import LayerSparsity, pointwise_sparsity
 
 # bottlenecks; depthwise with biases, squeeze and excite; grouped; LayerScale and conv MLPs
@@ -57,6 +68,25 @@ def test_linear_combinations_are_pruned_and_filters_stay(build):
     spatial = [module for module in before.modules() if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)]
     present = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)]
     assert all(one.weight.equal(other.weight) for one, other in zip(spatial, present, strict=True))
+
+
+@pytest.mark.parametrize('layers', ['spatial', 'pointwise', 'all'])
+def test_of_an_adapted_network_learned_coefficients_are_pruned_and_the_base_stays(stock, tmp_path, layers):
+    model = add_adapters(stock('test_efficientnet'), 4, layers=layers)
+    coefficients = {n: p for n, p in model.named_parameters() if n.endswith('.pointwise.weight')}
+    for weight in coefficients.values():
+        nn.init.normal_(weight)
+    before = {name: weight.detach().clone() for name, weight in coefficients.items()}
+    prune_pointwise(model, 0.6)
+    threshold = np.quantile(np.concatenate([w.abs().numpy().ravel() for w in before.values()]), 0.6)
+    present = dict(model.named_parameters())
+    for name, weight in before.items():
+        assert present[name].equal(weight * (weight.abs() > threshold))
+    assert {f'{layer.name}.weight' for layer in pointwise_sparsity(model)} == set(before)
+    path = save_adapter(model, tmp_path / 'task.safetensors', sparse=True)  # refuses a base that changed
+    images = torch.randn(2, 3, 32, 32)
+    assert load_adapter(stock('test_efficientnet'), path)(images).equal(model(images))
+    assert remove_adapters(model)(images).equal(stock('test_efficientnet')(images))
 
 
 def test_counts_of_the_paper():

@@ -17,10 +17,12 @@ from timm_lc.training.data import Images, augment
 from timm_lc.transforms.adapt import add_adapters
 from timm_lc.transforms.fingerprint import classifiers
 
-__all__ = ['METHODS', 'Tuning', 'choose', 'learn', 'shrink', 'stored_bytes']
+__all__ = ['FULL', 'METHODS', 'Tuning', 'by_length', 'choose', 'learn', 'shrink', 'stored_bytes']
 
+FULL = 'full fine-tuning'
 
 Normalize = Callable[[Tensor], Tensor]
+Method = Callable[[nn.Module], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,18 @@ def _adapter(model: nn.Module, rank: int, **options: Any) -> nn.Module:
     return add_adapters(model, rank, **options)
 
 
-METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
+def by_length(lengths: tuple[float, ...], rank: int, layers: str = 'spatial') -> dict[str, Method]:
+    """Return adapters whose random filters have these lengths, and full fine-tuning: what a default length rests on."""
+    kind = f'adapter, rank {rank}' + ('' if layers == 'spatial' else f', {layers} layers')
+    options: dict[str, Any] = {'rank': rank, 'layers': layers}
+    adapters: dict[str, Method] = {
+        f'{kind}, rows of length {length:g}': functools.partial(_adapter, gain=length * 3**0.5, **options)
+        for length in lengths
+    }
+    return {**adapters, FULL: _full}
+
+
+METHODS: dict[str, Method] = {
     'head only': _head,
     'head and norms': _norms,
     'LoRA, rank 8 (peft)': functools.partial(_lora, rank=8),
@@ -180,5 +193,5 @@ METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
     'adapter, rank 16': functools.partial(_adapter, rank=16),
     'adapter, rank 16, rows of length 1': functools.partial(_adapter, rank=16, gain=3**0.5),
     'adapter, rank 16, uniform rows': functools.partial(_adapter, rank=16, filters='uniform', gain=1.0),
-    'full fine-tuning': _full,
+    FULL: _full,
 }
