@@ -11,10 +11,12 @@ import torch
 
 from timm_lc.filters import (
     KEPT,
+    ORTHOGONAL,
     RECORD_BITS,
     RECORD_DIGITS,
     FilterRecord,
     check_seed,
+    draw_into,
     fingerprint,
     layer_stream,
     random_values,
@@ -63,6 +65,36 @@ def test_threads_change_neither_values_nor_fingerprints(processors, draw, monkey
         values = random_values(3, 5, length)
         np.testing.assert_array_equal(values, expected)
         assert fingerprint(values) == zlib.crc32(expected.tobytes())
+        target = np.zeros(length, np.float32)
+        assert draw_into(target, 3, 5) == zlib.crc32(expected.tobytes())
+        np.testing.assert_array_equal(target, expected)
+
+
+@pytest.mark.parametrize('length', [0, 1, 1001, 2 * BLOCK + 3])
+def test_draw_into_writes_scaled_values_and_leaves_out_a_fingerprint_that_nobody_wants(length, draw):
+    target, expected = np.zeros(length, np.float32), draw(3, 5, length) * np.float32(0.3)
+    assert draw_into(target, 3, 5, 0.3, fingerprinted=False) == 0
+    np.testing.assert_array_equal(target, expected)
+    assert draw_into(target, 3, 5, 0.3) == zlib.crc32(expected.tobytes())
+
+
+@pytest.mark.parametrize(
+    'record',
+    [
+        FilterRecord((12, 2, 3, 3), 4, 9),
+        FilterRecord((12, 2, 3, 3), 4, period=40, gain=2.0),
+        FilterRecord((12, 2, 3, 3), 4, period=400),
+        FilterRecord((12, 2, 3, 3), 4, 9, filter_set=ORTHOGONAL),
+    ],
+)
+def test_record_draws_into_an_array_what_it_returns(record):
+    target = np.zeros(record.shape, np.float32)
+    expected = record.filters()
+    assert record.draw_into(target) == zlib.crc32(expected.tobytes())
+    np.testing.assert_array_equal(target, expected)
+    if record.is_shared:
+        units = random_values(4, 0, record.period)  # what repeats, or more than is needed
+        assert record.fingerprint_of(units) == zlib.crc32(expected.tobytes())
 
 
 @pytest.mark.parametrize('scale', [6**0.5 / 24, 1 / 3, 1e-3, 7.0])

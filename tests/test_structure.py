@@ -12,7 +12,7 @@ PACKAGE = Path(timm_lc.__file__).parent
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
     'layers': [
-        'shared', 'recorded', 'changes', 'frozen', 'verify', 'packing', 'gram', 'implicit', 'ranks', 'lc_conv',
+        'recorded', 'shared', 'changes', 'frozen', 'verify', 'packing', 'gram', 'implicit', 'ranks', 'lc_conv',
         'lc_pair', 'held', 'adapter', 'norm_packing',
     ],
     'optim': [],

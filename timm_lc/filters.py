@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from timm_lc.generator import check_seed, fingerprint, random_values
+from timm_lc.generator import check_seed, draw_into, fingerprint, random_values
 from timm_lc.orthogonal import orthonormal_rows
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     'check_filters',
     'check_gain',
     'check_seed',
+    'draw_into',
     'fingerprint',
     'layer_stream',
     'random_values',
@@ -123,6 +124,18 @@ class FilterRecord:
         if self.filter_set == ORTHOGONAL:
             return self._orthogonalised(self.unit_values()).reshape(self.shape)
         return self._values(self.scale).reshape(self.shape)
+
+    def draw_into(self, filters: np.ndarray, *, fingerprinted: bool = True) -> int:
+        """Write the filters into a float32 array of their shape, without gaps; return their fingerprint, or 0."""
+        if self.filter_set == UNIFORM and not 0 < self.period < self.numel:
+            return draw_into(filters.reshape(-1), self.seed, self.stream, self.scale, fingerprinted=fingerprinted)
+        filters[...] = self.filters()
+        return fingerprint(filters) if fingerprinted else 0
+
+    def fingerprint_of(self, units: np.ndarray) -> int:
+        """Return the fingerprint of filters of which `units` are the values before scaling, or those that repeat."""
+        values = units[: self.numel] if len(units) >= self.numel else np.resize(units, self.numel)
+        return fingerprint(values * np.float32(self.scale))
 
     def _values(self, scale: float) -> np.ndarray:
         """Return the values of the stream, repeated if need be, times `scale`."""

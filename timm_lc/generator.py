@@ -9,13 +9,13 @@ import functools
 import itertools
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
-__all__ = ['check_seed', 'fingerprint', 'random_values']
+__all__ = ['check_seed', 'draw_into', 'fingerprint', 'random_values']
 
 T = TypeVar('T')
 
@@ -50,32 +50,69 @@ def random_values(seed: int, stream: int, length: int, scale: float = 1.0, start
         True
     """
     check_seed(seed)
-    if skipped := start % _PER_COUNT:
-        return random_values(seed, stream, skipped + length, scale, start - skipped)[skipped:]
-    values = np.empty(length, np.float32)
-    factor = np.float32(scale) * np.float32(2.0**-24)  # a power of two: one product rounds as two would
+    skipped = start % _PER_COUNT
+    values = np.empty(skipped + length, np.float32)
 
     def draw(begin: int, stop: int) -> None:
-        generator = np.random.Philox(key=[seed, stream]).advance((start + begin) // _PER_COUNT)
-        for first in range(begin, stop, _BLOCK):
-            block = values[first : min(first + _BLOCK, stop)]
-            words = generator.random_raw(-(-len(block) // 2)).astype('<u8', copy=False).view('<u4')[: len(block)]
-            words >>= 8  # the upper 24 bits, v
-            integers = words.view('<i4')
-            integers *= 2
-            integers += 1 - 2**24  # 2v + 1 - 2**24: odd, below 2**24 in magnitude, exact in float32
-            np.multiply(integers, factor, out=block, dtype=np.float32, casting='unsafe')
+        for _ in _drawn(values, seed, stream, scale, start - skipped, begin, stop):
+            pass
 
-    _in_threads(draw, length)
-    return values
+    _in_threads(draw, len(values))
+    return values[skipped:]
+
+
+def draw_into(values: np.ndarray, seed: int, stream: int, scale: float = 1.0, *, fingerprinted: bool = True) -> int:
+    """Write the first values of a stream, as `random_values` draws them, into a float32 array; return its fingerprint.
+
+    Args:
+        values: (length,), without gaps.
+        seed: As in `random_values`, like the rest.
+        stream: Stream.
+        scale: Factor.
+        fingerprinted: Whether to compute the fingerprint, a quarter of the time; 0 is returned if not.
+    """
+    check_seed(seed)
+
+    def draw(start: int, stop: int) -> int:
+        crc = 0
+        for block in _drawn(values, seed, stream, scale, 0, start, stop):
+            crc = _checksum(block, crc) if fingerprinted else 0  # while a cache holds it
+        return crc
+
+    return _join(draw, len(values))
 
 
 def fingerprint(filters: np.ndarray) -> int:
     """Return the CRC-32 of the filters' little-endian float32 bytes in C order."""
-    values = np.ascontiguousarray(filters, dtype='<f4').reshape(-1)
-    parts = _in_threads(lambda start, stop: (zlib.crc32(values[start:stop].data), stop - start), len(values))
+    values = filters.reshape(-1)
+    return _join(lambda start, stop: _checksum(values[start:stop]), len(values))
+
+
+def _drawn(
+    values: np.ndarray, seed: int, stream: int, scale: float, offset: int, start: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Write numbers `start` to `stop` of the values that follow `offset` in a stream; yield each block of `values`."""
+    generator = np.random.Philox(key=[seed, stream]).advance((offset + start) // _PER_COUNT)
+    factor = np.float32(scale) * np.float32(2.0**-24)  # a power of two: one product rounds as two would
+    for first in range(start, stop, _BLOCK):
+        block = values[first : min(first + _BLOCK, stop)]
+        words = generator.random_raw(-(-len(block) // 2)).astype('<u8', copy=False).view('<u4')[: len(block)]
+        words >>= 8  # the upper 24 bits, v
+        integers = words.view('<i4')
+        integers *= 2
+        integers += 1 - 2**24  # 2v + 1 - 2**24: odd, below 2**24 in magnitude, exact in float32
+        np.multiply(integers, factor, out=block, dtype=np.float32, casting='unsafe')
+        yield block
+
+
+def _checksum(values: np.ndarray, crc: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(values, '<f4').data, crc)
+
+
+def _join(checksum: Callable[[int, int], int], length: int) -> int:
+    """Return the CRC-32 of [0, length), of which `checksum(start, stop)` returns that of a range."""
     crc = 0
-    for part, count in parts:
+    for part, count in _in_threads(lambda start, stop: (checksum(start, stop), stop - start), length):
         crc = _product(crc, _power(32 * count)) ^ part if crc else part
     return crc
 
@@ -87,8 +124,10 @@ def _in_threads(function: Callable[[int, int], T], length: int) -> list[T]:
     ranges = [(start, min(start + share, length)) for start in range(0, length, share)]
     if len(ranges) < 2:
         return list(itertools.starmap(function, ranges))
-    with ThreadPoolExecutor(len(ranges)) as pool:
-        return list(pool.map(function, *zip(*ranges, strict=True)))
+    own, *others = ranges  # to start a thread takes as long as to draw a hundred thousand values
+    with ThreadPoolExecutor(len(others)) as pool:
+        futures = [pool.submit(function, *each) for each in others]
+        return [function(*own), *(future.result() for future in futures)]
 
 
 def _product(a: int, b: int) -> int:

@@ -50,9 +50,11 @@ def _heads(model: nn.Module) -> set[str]:
     """Return names of the layers that classify: timm's, and a last layer that gives as many outputs as classes."""
     classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
     heads = {classifier} if isinstance(classifier, str) else set(classifier)
-    last = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))][-1:]
-    outputs = [getattr(model.get_submodule(name), 'out_channels', None) for name in last]
-    return heads | set(last) if outputs == [getattr(model, 'num_classes', ...)] else heads
+    for name, module in reversed(list(model.named_modules())):
+        if any(True for _ in module.parameters(recurse=False)):
+            is_head = getattr(module, 'out_channels', None) == getattr(model, 'num_classes', ...)
+            return heads | {name} if is_head else heads
+    return heads
 
 
 def _is_in(name: str, heads: set[str]) -> bool:

@@ -402,6 +402,14 @@ def test_folded_networks_learn_all_their_weights(stock, images):
     assert all(p.grad is not None for p in folded.parameters())
 
 
+def test_seeding_filters_between_passes_is_refused_by_autograd():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    output = model(torch.ones(1, 3, 8, 8, requires_grad=True))
+    seed_spatial(model, 1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        output.sum().backward()
+
+
 def test_seed_spatial_starts_from_the_frozen_filters(stock):
     model = seed_spatial(stock(), 3)
     assert_same_filters(model, freeze_spatial(stock(), 3))

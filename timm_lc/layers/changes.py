@@ -86,7 +86,7 @@ def _differs(conv: nn.Conv2d) -> bool:
 
 def kept_digits(conv: nn.Conv2d) -> Tensor:
     """Return the record of `conv` with its present filters kept, as its buffer would hold it."""
-    return encode(FilterRecord(filter_shape(conv), filter_set=KEPT), None, conv.record)
+    return encode(FilterRecord(filter_shape(conv), filter_set=KEPT), 0, conv.record)
 
 
 def save_present_filters(conv: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict) -> None:

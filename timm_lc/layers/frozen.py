@@ -11,10 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord, check_filters, layer_stream
+from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord, check_filters, fingerprint, layer_stream
 from timm_lc.layers.changes import Seen, mark_seen, save_present_filters
-from timm_lc.layers.recorded import RECORD, draw, encode, filter_shape, fit, is_frozen, read, recorded
-from timm_lc.layers.shared import SharedFilters, copy_filters, is_shared, leave_shared, shared_class, trace_as_leaf
+from timm_lc.layers.recorded import (
+    RECORD,
+    copy_filters,
+    draw,
+    draw_into,
+    encode,
+    filter_shape,
+    fit,
+    is_frozen,
+    read,
+    recorded,
+)
+from timm_lc.layers.shared import SharedFilters, is_shared, leave_shared, shared_class, trace_as_leaf
 
 __all__ = [
     'adopt',
@@ -58,7 +69,7 @@ def named_record(
 def seed_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     """Set the learnable weight of `conv` to the filters of `record`, in place; it then loads frozen checkpoints too."""
     if not conv.weight.is_meta:
-        copy_filters(conv.weight, torch.from_numpy(record.filters()))
+        draw_into(conv, record, fingerprinted=False)
     _register_once(conv._load_state_dict_pre_hooks, conv.register_load_state_dict_pre_hook, _load_filters)
 
 
@@ -77,8 +88,11 @@ def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     _attach(conv, record, like)
 
 
-def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilters') -> None:
-    """Let `conv` slice its filters from `shared`, in place; its class becomes a subclass that reads them there."""
+def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilters', crc: int | None = None) -> None:
+    """Let `conv` slice its filters from `shared`, in place; its class becomes a subclass that reads them there.
+
+    Their fingerprint is `crc`; None draws them to compute it.
+    """
     like = conv.weight.detach()
     if is_shared(conv):
         leave_shared(conv)
@@ -89,7 +103,7 @@ def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilt
     conv.shared = shared
     conv.filter_scale = record.scale
     trace_as_leaf(conv)
-    _attach(conv, record, like)
+    _attach(conv, record, like, crc)
 
 
 def thaw_convolution(conv: nn.Conv2d) -> None:
@@ -108,9 +122,9 @@ def thaw_convolution(conv: nn.Conv2d) -> None:
     conv._parameters = {'weight': nn.Parameter(weight), **conv._parameters}
 
 
-def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor) -> None:
+def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor, crc: int | None = None) -> None:
     """Give `conv` its record, hooks, methods and filters, on the device of `like`."""
-    conv.register_buffer(RECORD, encode(record, None, like))
+    conv.register_buffer(RECORD, encode(record, 0, like))
     conv.filter_record, conv.seen, conv.is_unfilled = record, Seen(), like.is_meta
     for name, method in _METHODS.items():
         setattr(conv, name, functools.partial(method, conv))
@@ -119,40 +133,41 @@ def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor) -> None:
     if like.is_meta:
         _register_once(conv._forward_pre_hooks, conv.register_forward_pre_hook, refuse_unfilled)
     else:
-        fill(conv)
+        fill(conv, crc)
 
 
-def fill(conv: nn.Conv2d, filters: Tensor | None = None) -> None:
-    """Compute the filters and the digits of `conv` from its record."""
+def fill(conv: nn.Conv2d, crc: int | None = None, filters: Tensor | None = None) -> None:
+    """Give `conv` the filters of its record, which are drawn where they or their fingerprint are not given."""
     record = conv.filter_record
-    if not record.is_kept:
-        filters = torch.from_numpy(record.filters()) if filters is None else filters
-        if is_shared(conv):
-            conv.shared.fill()
-        else:
-            copy_filters(conv.weight, fit(filters, conv))
+    if is_shared(conv):
+        conv.shared.fill()
+        crc = fingerprint(record.filters()) if crc is None else crc
+    elif filters is not None:
+        copy_filters(conv.weight, fit(filters, conv))
+    elif not record.is_kept:
+        crc = draw_into(conv, record)
     # a new tensor, because files written before may have left the older form here
-    conv.record = encode(record, filters, conv.record)
+    conv.record = encode(record, crc or 0, conv.record)
     conv.is_unfilled = False
     remove_hook(conv._forward_pre_hooks, refuse_unfilled)
     mark_seen(conv)
 
 
-def adopt(conv: nn.Conv2d, record: FilterRecord, filters: Tensor | None) -> None:
-    """Give `conv` the filters of another record, None for kept ones, which are then its present weight.
+def adopt(conv: nn.Conv2d, record: FilterRecord, filters: Tensor | None, crc: int) -> None:
+    """Give `conv` the filters of another record and their fingerprint; None for kept ones, its present weight.
 
     Raises:
         ValueError: If they do not fit it.
     """
     fitted = None if filters is None else fit(filters, conv)
     if is_shared(conv) and record.is_shared and fitted is filters:
-        share_convolution(conv, record, conv.shared.peer(record))
+        share_convolution(conv, record, conv.shared.peer(record), crc)
     elif fitted is None or conv.filter_record.is_kept or 'weight' not in conv._buffers:
         freeze_convolution(conv, record)
     else:
         conv.filter_record = record
         if not conv.weight.is_meta:
-            fill(conv, filters)
+            fill(conv, crc, filters)
 
 
 def _refill(conv: nn.Conv2d) -> None:
@@ -171,7 +186,7 @@ def _refill(conv: nn.Conv2d) -> None:
     if record == conv.filter_record:
         fill(conv)
     else:
-        adopt(conv, record, None if drawn is None else torch.from_numpy(drawn))
+        adopt(conv, record, None if drawn is None else torch.from_numpy(drawn), crc)
 
 
 def _apply(conv: nn.Conv2d, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Conv2d:
@@ -284,7 +299,7 @@ def _refuse_weight(state_dict: dict[str, Tensor], prefix: str) -> None:
 
 def _load_record(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *, assign: bool) -> None:
     """Give `conv` the filters that `state_dict` records, dropping from it what a scripted model spelt out."""
-    record, drawn, filters = read(state_dict, prefix)
+    record, crc, drawn, filters = read(state_dict, prefix)
     stored, vector = state_dict.get(prefix + 'weight'), state_dict.pop(prefix + 'shared.vector', None)
     if drawn is None:
         state_dict[prefix + 'weight'] = fit(filters, conv)
@@ -296,13 +311,13 @@ def _load_record(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *,
         raise ValueError('the shared vector stored in the checkpoint is not that of its record')
     if assign and conv.record.is_meta:
         conv.to_empty(device=state_dict[prefix + RECORD].device)
-    adopt(conv, record, drawn)
-    state_dict[prefix + RECORD] = encode(record, drawn, state_dict[prefix + RECORD])
+    adopt(conv, record, drawn, crc)
+    state_dict[prefix + RECORD] = encode(record, crc, state_dict[prefix + RECORD])
 
 
 def _load_as_weight(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Write the recorded filters into `state_dict` as the learnable weight of `conv`."""
-    _, _, filters = read(state_dict, prefix)
+    *_, filters = read(state_dict, prefix)
     del state_dict[prefix + RECORD]
     state_dict.pop(prefix + 'shared.vector', None)
     state_dict[prefix + 'weight'] = fit(filters, conv)

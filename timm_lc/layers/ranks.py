@@ -63,7 +63,7 @@ def _take_over(model: nn.Module, group: Any) -> None:
             _take_weight(conv, group)
         elif not torch.equal(mine, theirs):
             drawn = draw(record, crc)
-            adopt(conv, record, None if drawn is None else torch.from_numpy(drawn))
+            adopt(conv, record, None if drawn is None else torch.from_numpy(drawn), crc)
             if is_changed(conv):
                 restore(conv)
 

@@ -9,7 +9,19 @@ from torch import Tensor, nn
 
 from timm_lc.filters import FilterRecord, fingerprint
 
-__all__ = ['RECORD', 'decode', 'draw', 'encode', 'filter_shape', 'fit', 'is_frozen', 'read', 'recorded']
+__all__ = [
+    'RECORD',
+    'copy_filters',
+    'decode',
+    'draw',
+    'draw_into',
+    'encode',
+    'filter_shape',
+    'fit',
+    'is_frozen',
+    'read',
+    'recorded',
+]
 
 RECORD = 'record'
 
@@ -37,9 +49,9 @@ def decode(digits: Tensor) -> tuple[FilterRecord, int]:
     return FilterRecord.decode((digits.real if digits.is_complex() else digits).float().numpy())
 
 
-def encode(record: FilterRecord, filters: Tensor | None, like: Tensor) -> Tensor:
-    """Return the digits of a record on the device of `like`, in its type if that holds them."""
-    digits = torch.from_numpy(record.encode(None if filters is None else filters.numpy()))
+def encode(record: FilterRecord, crc: int, like: Tensor) -> Tensor:
+    """Return the digits of a record and a fingerprint on the device of `like`, in its type if that holds them."""
+    digits = torch.from_numpy(record.encode(crc))
     return digits.to(like.device, like.dtype if like.is_floating_point() and like.itemsize > 1 else digits.dtype)
 
 
@@ -67,8 +79,29 @@ def draw(record: FilterRecord, crc: int) -> np.ndarray | None:
     return filters
 
 
-def read(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[FilterRecord, Tensor | None, Tensor]:
-    """Return the verified record of a layer, the filters that it gives, and those it has: of the state dict if kept.
+def draw_into(conv: nn.Conv2d, record: FilterRecord, *, fingerprinted: bool = True) -> int:
+    """Write the filters of a record into the weight of `conv`, in place; return their fingerprint, or 0."""
+    weight = conv.weight.detach()
+    in_memory = type(weight) is Tensor and weight.device.type == 'cpu' and weight.dtype == torch.float32
+    if in_memory and weight.is_contiguous() and weight.shape == record.shape:
+        weight[:0].zero_()  # writing through numpy moves no version counter
+        return record.draw_into(weight.numpy(), fingerprinted=fingerprinted)
+    filters = np.empty(record.shape, np.float32)
+    crc = record.draw_into(filters, fingerprinted=fingerprinted)
+    copy_filters(conv.weight, fit(torch.from_numpy(filters), conv))
+    return crc
+
+
+def copy_filters(target: Tensor, filters: Tensor) -> None:
+    """Write filters into a tensor, in place."""
+    with torch.no_grad():
+        target.copy_(filters)
+
+
+def read(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[FilterRecord, int, Tensor | None, Tensor]:
+    """Return the verified record of a layer, its fingerprint, the filters that it gives, and those that the layer has.
+
+    Filters that no seed gives are those of the state dict.
 
     Raises:
         ValueError: If the record is damaged, or its filters are not there or not those of its fingerprint.
@@ -77,10 +110,10 @@ def read(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[FilterRecord, T
     drawn, stored = draw(record, crc), state_dict.get(prefix + 'weight')
     if drawn is not None:
         filters = torch.from_numpy(drawn)
-        return record, filters, filters
+        return record, crc, filters, filters
     if stored is None:
         raise ValueError('its filters were kept as they were, but the checkpoint does not hold them')
-    return record, None, stored.detach()
+    return record, 0, None, stored.detach()
 
 
 def fit(filters: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -3,24 +3,20 @@
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from timm_lc.filters import SHARED_STREAM, FilterRecord, check_seed, random_values
+from timm_lc.layers.recorded import copy_filters
 
-__all__ = ['SharedFilters', 'copy_filters', 'is_shared', 'leave_shared', 'repeat_to', 'shared_class', 'trace_as_leaf']
+__all__ = ['SharedFilters', 'is_shared', 'leave_shared', 'repeat_to', 'shared_class', 'trace_as_leaf']
 
 
 def is_shared(module: nn.Module) -> bool:
     """Return whether `module` takes its filters from a `SharedFilters`."""
     return isinstance(module, _SharedWeight)
-
-
-def copy_filters(target: Tensor, filters: Tensor) -> None:
-    """Write filters into a tensor, in place."""
-    with torch.no_grad():
-        target.copy_(filters)
 
 
 class SharedFilters(nn.Module):
@@ -41,11 +37,14 @@ class SharedFilters(nn.Module):
         self.filled = False
         self.others: dict[tuple[int, int], SharedFilters] = {}
 
-    def fill(self, *, again: bool = False) -> None:
-        """Draw the values, unless they are there and not to be drawn `again`."""
-        if not self.vector.is_meta and (again or not self.filled):
-            copy_filters(self.vector, torch.from_numpy(random_values(self.seed, SHARED_STREAM, len(self.vector))))
-            self.filled = True
+    def fill(self, *, again: bool = False) -> np.ndarray | None:
+        """Draw the values, unless they are there and not to be drawn `again`; return them as drawn, float32."""
+        if self.vector.is_meta or (self.filled and not again):
+            return None
+        units = random_values(self.seed, SHARED_STREAM, len(self.vector))
+        copy_filters(self.vector, torch.from_numpy(units))
+        self.filled = True
+        return units
 
     def _apply(self, fn: Any, recurse: bool = True) -> 'SharedFilters':
         before = self.vector

@@ -53,8 +53,11 @@ def share_weights(
     period = _period(longest, recycle, shared_length)
     like = matched[0][1].weight
     shared = SharedFilters(seed, math.prod(longest), period, device=like.device, dtype=like.dtype)
-    for (_, conv), shape in zip(matched, shapes, strict=True):
-        share_convolution(conv, FilterRecord(shape, seed, period=period, gain=float(check_gain(gain))), shared)
+    records = [FilterRecord(shape, seed, period=period, gain=float(check_gain(gain))) for shape in shapes]
+    units = shared.fill()  # once for all: layers of a shape have equal records
+    fingerprints = {} if units is None else {record: record.fingerprint_of(units) for record in set(records)}
+    for (_, conv), record in zip(matched, records, strict=True):
+        share_convolution(conv, record, shared, fingerprints.get(record))
     settle(model)
     return model
 
