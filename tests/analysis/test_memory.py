@@ -1,6 +1,7 @@
-"""Memory: what a fresh process grows by, and which bytes are in no file."""
+"""Memory: what a fresh process holds at once, and which bytes are in no file."""
 
 import functools
+import platform
 import sys
 
 import pytest
@@ -26,6 +27,20 @@ def test_measure_memory_finds_the_bytes_of_a_network_and_of_its_passes():
     assert 64 <= found['model_memory'] / MEBI < 80
     assert 128 <= found['forward_peak'] / MEBI < 150  # weights and outputs
     assert 256 <= found['both_peak'] / MEBI < 360  # and the gradients of both, and some of the loss's own
+
+
+@needs_linux
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc, which gives back what is freed if told to')
+def test_measure_memory_counts_nothing_that_was_freed():
+    found = measure_memory(littered, (1, 16), CPU)
+    assert max(found.values()) / MEBI < 16
+
+
+def littered():
+    """Return a small network, each layer made between temporary tensors of 64 MiB in all."""
+    torch.ones(2**22)  # from then on glibc keeps what is smaller
+    made = [(torch.ones(2**18), nn.Linear(16, 16)) for _ in range(64)]
+    return nn.Sequential(*[layer for _, layer in made])
 
 
 @needs_linux

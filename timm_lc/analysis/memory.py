@@ -1,8 +1,10 @@
-"""Memory that a network and its training step take: what a GPU allocates, or by how much a fresh process grows.
+"""Memory that a network and its training step hold at once: what a GPU allocates, or what a fresh process grows by.
 
-On a CPU that needs Linux, whose kernel tells a process's resident set and its peak.
+On a CPU that needs Linux, whose kernel tells a process's resident set and its peak. The process gives back what is
+freed at once: left to itself it keeps memory, and more or less of it by chance.
 """
 
+import ctypes
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch.nn.functional import cross_entropy
 __all__ = ['fixed_bytes', 'measure_memory']
 
 _STATUS, _RESET = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+_M_MMAP_THRESHOLD, _MAPPED = -3, 1 << 16  # of mallopt(3); bytes from which on a tensor is a mapping of its own
 # imported before the processes that measure are forked: each would take seconds to import them anew
 _PRELOAD = ['timm_lc.models', 'timm_lc.analysis.memory']
 
@@ -61,6 +64,7 @@ def _allocated(build: Callable[[], nn.Module], shape: tuple[int, ...], device: t
 
 def _resident(build: Callable[[], nn.Module], shape: tuple[int, ...], threads: int) -> dict[str, int]:
     torch.set_num_threads(threads)
+    _give_back_at_once()
     nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # thread pools and kernels are no part of a network
     before = _kernel('VmRSS')
     model = build().train()
@@ -70,6 +74,13 @@ def _resident(build: Callable[[], nn.Module], shape: tuple[int, ...], threads: i
         run()
         peaks[name] = _kernel('VmHWM') - before
     return peaks
+
+
+def _give_back_at_once() -> None:
+    """Let glibc unmap a tensor as it is freed; other C libraries have no such setting."""
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED)
 
 
 def _passes(model: nn.Module, images: Tensor) -> dict[str, Callable[[], object]]:

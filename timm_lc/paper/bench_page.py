@@ -39,7 +39,7 @@ def bench_page(report: dict[str, Any]) -> str:
         f'{where["bytes_per_second"] / 1e9:,.1f} GB/s in a copy',
         f'- versions: python {where["python"]}, torch {where["torch"]}, timm {where["timm"]}',
         f'- {how["rounds"]} interleaved rounds, {", ".join(speeds)}: medians (quartiles)',
-        '- memory is what a fresh process grows by, or a GPU allocates; folded ones build the LC-Blocks first',
+        '- memory is what a fresh process holds at once, in the network or at the peak of a pass, or a GPU allocates',
         f'- `import timm_lc` takes {report["import_seconds"]:.3f} s more than `import timm`',
     ]
     for model in dict.fromkeys(row['model'] for row in report['rows']):
