@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,8 @@ def workplace(tmp_path_factory, images_in):
     torch.save(saved, run / 'model_best.pth.tar')
     (run / 'args.yaml').write_text(yaml.safe_dump(arguments))
     (run / 'summary.csv').write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5\n1,1.0,1.1,50.0,100.0\n')
+    (folder / 'results').mkdir()
+    shutil.copy(ROOT / 'results/queue.txt', folder / 'results')
     for name in ('train.py', 'validate.py'):
         (folder / name).write_text(f'ARGUMENTS = {str(ROOT / "tests/train_arguments.txt")!r}\n{SCRIPT}')
     return folder

@@ -255,7 +255,7 @@ def test_an_adapters_file_alone_builds_its_network(published, images, tmp_path):
     assert torch.equal(again(images), model(images))
 
 
-def test_export_writes_the_merged_stock_network(published, images, tmp_path, capsys):
+def test_export_writes_the_merged_stock_network(published, images, tmp_path, capsys, stock_folders):
     _, model = published
     path = save_adapter(model, tmp_path / 'task.safetensors')
     assert main(['export', str(path), '--to', 'plain', '--output', str(tmp_path / 'plain')]) == 0

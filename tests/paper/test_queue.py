@@ -140,6 +140,13 @@ def test_bad_line_is_named(queue, tmp_path, text, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_missing_queue_is_named(queue, tmp_path, capsys):
+    (tmp_path / 'queue.txt').unlink()
+    with pytest.raises(SystemExit, match='2'):
+        queue()
+    assert '`--queue` must be a file of IDs and arguments, got queue.txt, which is not there' in capsys.readouterr().err
+
+
 def test_experiments_beside_a_queue_are_refused(queue, capsys):
     with pytest.raises(SystemExit, match='2'):
         queue('fig1')

@@ -28,6 +28,10 @@ def write(folder, *lines):
     (folder / 'runs.jsonl').write_text(''.join(json.dumps(each) + '\n' for each in lines))
 
 
+def append(folder, *lines):
+    write(folder, *map(json.loads, (folder / 'runs.jsonl').read_text().splitlines()), *lines)
+
+
 @pytest.fixture
 def results(tmp_path):
     """Return a folder of results: figure 1 with two seeds, figure 14 with pictures."""
@@ -133,9 +137,35 @@ def test_markdown_links_to_what_is_there(pages, results):
     assert set(re.findall(r'\]\(#(.*?)\)', pages[0])) == headings
 
 
+def test_short_runs_stand_below_full_length_ones_that_show_less(results, capsys):
+    whole = [line('plain', x, 0, {'accuracy': 91.0}, epochs=75) for x in (4, 8)]
+    append(results / 'fig1', line('learnable', 8, 0, {'accuracy': 66.0}), *whole)  # a second place to compare at
+    assert main(['report', str(results)]) == 0
+    text = (results / 'report.md').read_text()
+    screen, full, short = text[: text.index('\n## ')], *text.split('\n# Short runs')
+    assert '![fig1: Accuracy of LCResNet-20-16x{E} over the expansion (5 of 75 epochs)](fig1/fig1-short.png)' in screen
+    assert re.search(r'^\| \[fig1\]\(#.*\), \[fig1-short\]\(#.*-5-of-75-epochs\) \|.*\| 2 of 24 \| 2 \|$', screen, re.M)
+    assert '91.00' in full
+    assert '61.00' not in full
+    assert '61.00' in short
+    assert '91.00' not in short
+    assert (results / 'fig1' / 'fig1.png').is_file()
+    assert '| 4 | 61.00' in (results / 'fig1' / 'fig1-short.md').read_text()
+    headings = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'## (.*)', text)}
+    assert set(re.findall(r'\]\(#(.*?)\)', text)) == headings
+
+
+def test_short_runs_of_the_same_points_give_way_to_full_length_ones(results, capsys):
+    series = ('plain', 'frozen random', 'learnable')
+    append(results / 'fig1', *(line(each, x, 0, {'accuracy': 91.0}, epochs=75) for each in series for x in (4, 8)))
+    assert main(['report', str(results)]) == 0
+    assert '61.00' not in (results / 'report.md').read_text()
+    assert not (results / 'fig1' / 'fig1-short.png').exists()
+
+
 def test_results_of_most_epochs_and_images_are_shown(pages):
     for page in pages:
-        assert '6 results of other recipes or images are not shown.' in page
+        assert '6 results of other recipes or images are not shown here.' in page
         assert '11.11' not in page
         assert '22.22' not in page
         assert 'dogs' not in page

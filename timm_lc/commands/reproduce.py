@@ -101,6 +101,8 @@ def _run(args: argparse.Namespace, read: Any, *, wait: bool = True) -> None:
 
 def _read_queue(args: argparse.Namespace) -> list[argparse.Namespace]:
     """Return the arguments of each line, which win over those of the command; '#' begins a comment."""
+    if not args.queue.is_file():
+        raise ValueError(f'`--queue` must be a file of IDs and arguments, got {args.queue}, which is not there')
     queue = []
     for number, text in enumerate(args.queue.read_text(encoding='utf-8').splitlines(), 1):
         words = shlex.split(text, comments=True)

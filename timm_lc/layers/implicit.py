@@ -56,7 +56,7 @@ class ImplicitLCConv2d(nn.Conv2d):
         P_0 is drawn as the explicit form draws it; the limit of many filters starts from the plain convolution's
         draws, times gain / sqrt(3), the scale of P_0 W.
         """
-        device, dtype, has_bias = device or torch.get_default_device(), conv.weight.dtype, conv.bias is not None
+        device, dtype, has_bias = device or torch.empty(0).device, conv.weight.dtype, conv.bias is not None
         rows = expansion * conv.out_channels
         record = dataclasses.replace(record, shape=(rows, *filter_shape(conv)[1:]))
         if record.filter_set != EXPECTED:

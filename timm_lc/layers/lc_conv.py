@@ -165,7 +165,7 @@ class LCConv2d(nn.Module):
         self.pads_same = isinstance(conv, Conv2dSame)
         rows, has_bias, dtype = expansion * conv.out_channels, conv.bias is not None, conv.weight.dtype
         # built empty: drawing PyTorch's own initial filters would cost time and move the global random state
-        self.spatial = plain_convolution(conv, rows, bias=False).to_empty(device=device or torch.get_default_device())
+        self.spatial = plain_convolution(conv, rows, bias=False).to_empty(device=device or torch.empty(0).device)
         self.pointwise = nn.Conv2d(
             rows, conv.out_channels, 1, groups=conv.groups, bias=has_bias, device=device, dtype=dtype
         )

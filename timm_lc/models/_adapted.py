@@ -51,7 +51,7 @@ def build_adapted(
     base = str(options.base)
     if cfg is not None:  # timm takes the number of classes from there, unless it is given
         kwargs.setdefault('num_classes', cfg['num_classes'])
-    on_meta = torch.device(device or torch.get_default_device()).type == 'meta'
+    on_meta = torch.device(device or torch.empty(0).device).type == 'meta'
     model = _load(name, base, pretrained=not on_meta, device='meta' if on_meta else None, **kwargs)
     _check_architecture(name, base, architecture_of(model))
     if any(is_frozen(module) for module in model.modules()) or architecture_of(model) == name:

@@ -20,16 +20,17 @@ _PAPER = {name: experiment for name, experiment in EXPERIMENTS.items() if not na
 
 
 def headline(sections: Sequence[Section]) -> Section | None:
-    """Return the section whose figure stands on the first screen: accuracy over the expansion, the longest trained."""
-    found = {section.experiment.id: section for section in sections if section.figure is not None}
-    known = [found[name] for name in _HEADLINES if name in found]
-    whole = [section for section in known if not is_short(section.experiment, section.lines)]
-    return next(iter([*whole, *known]), None)
+    """Return the section whose figure stands on the first screen: accuracy over the expansion.
+
+    The longest trained of those that compare frozen random with learnable, or else the longest trained.
+    """
+    known = [each for name in _HEADLINES for each in sections if each.experiment.id == name and each.figure is not None]
+    return min(known, key=lambda each: (not each.findings, is_short(each.experiment, each.lines) != ''), default=None)
 
 
 def answer(sections: Sequence[Section]) -> list[str]:
     """Return three lines: the headline's numbers, how many figures and tables agree, and what short runs show."""
-    words = Counter(section.verdict.word for section in sections if section.experiment.id in _PAPER)
+    words = Counter(section.verdict.word for section in sections if section.name in _PAPER)
     words[MISSING] += len(_PAPER) - words.total()
     counts = ', '.join(f'{words[word]} {word}' for word in (AGREES, DIFFERS, SHORT, OPEN, MISSING) if words[word])
     lines = [_numbers(sections), f'Of {words.total()} figures and tables of both versions: {counts}.']
@@ -44,17 +45,18 @@ def answer(sections: Sequence[Section]) -> list[str]:
 
 
 def verdicts(sections: Sequence[Section], links: Mapping[str, str]) -> list[list[str]]:
-    """Return a row for each figure and table of both versions; `links` are the texts of ids that have a section."""
-    known = {section.experiment.id: section for section in sections}
+    """Return a row for each figure and table of both versions; `links` are the texts of the names of sections."""
+    known = {section.name: section for section in sections}
     rows = [['', 'figure or table', 'verdict', 'why', 'points measured', 'training runs']]
     for name, experiment in _PAPER.items():
         if name not in known:
             rows.append([name, experiment.title, MISSING, '', f'0 of {len(experiment.variants)}', '0'])
             continue
         section = known[name]
+        linked = ', '.join(links[each] for each in (name, f'{name}-short') if each in links)
         measured = f'{section.measured} of {len(experiment.variants)}'
         runs = len({_content(line) for line in section.lines if line.is_trained})
-        rows.append([links[name], experiment.title, *section.verdict, measured, str(runs)])
+        rows.append([linked, experiment.title, *section.verdict, measured, str(runs)])
     return rows
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from timm_lc.paper.catalogue import EXPERIMENTS
+from timm_lc.paper.experiment import Experiment
 from timm_lc.paper.overview import answer, headline, hours, verdicts
 from timm_lc.paper.plots import require_plots, svg
-from timm_lc.paper.results import RUNS, Results, settings
+from timm_lc.paper.results import RUNS, Line, Results, settings
 from timm_lc.paper.sections import Section, make_section, provenance, write_section
 from timm_lc.paper.tables import markdown
 from timm_lc.paper.verdicts import SHORT, is_short
@@ -22,8 +23,9 @@ ABOUT = (
     'and its second version, The Power of Linear Combinations: Learning with Random Convolutions (June 2023), whose '
     "figures and tables are those named v2-. Columns headed 'paper' are what its text and tables print, 'deviation' is "
     "ours less the paper's; hollow marks in figures are the paper's too. Of an experiment with results of several "
-    'recipes, those of most epochs are shown, and of these the most complete. Random filters are the same in all runs '
-    '(filter seed 0); training seeds draw learned weights, order and augmentation.'
+    'recipes, those of most epochs are shown, and of these the most complete; short ones beside runs of full length '
+    'only if they have points that those lack. Random filters are the same in all runs (filter seed 0); training seeds '
+    'draw learned weights, order and augmentation.'
 )
 SHORT_RUNS = 'Short runs, which decide nothing'
 HEAD = f"""\
@@ -55,11 +57,11 @@ def write_report(directory: Path) -> list[Path]:
     found = [experiment for experiment in EXPERIMENTS.values() if (directory / experiment.id / RUNS).is_file()]
     if not found:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
-    sections = []
-    for experiment in found:
-        lines = Results(directory / experiment.id).lines
-        sections.append(make_section(experiment, lines, next(iter(settings(lines)), '')))
-        write_section(sections[-1], directory)
+    sections = [
+        each for experiment in found for each in _sections(experiment, Results(directory / experiment.id).lines)
+    ]
+    for section in sections:
+        write_section(section, directory)
     text = _markdown(sections)
     drawings = {_picture(section): svg(section.figure) for section in sections if section.figure is not None}
     pages = {'report.md': text, 'report.html': _html(text, drawings)}
@@ -68,15 +70,26 @@ def write_report(directory: Path) -> list[Path]:
     return [directory / name for name in pages]
 
 
+def _sections(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
+    """Return the section of the longest runs; beside full length, that of short ones which show more points."""
+    longest, *shorter = settings(lines) or ['']
+    section = make_section(experiment, lines, longest)
+    shown = {line.point for line in section.lines}
+    more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]
+    if not more or is_short(experiment, section.lines):
+        return [section]
+    return [section, make_section(experiment, lines, min(more, key=shorter.index), f'{experiment.id}-short')]
+
+
 def _markdown(sections: Sequence[Section]) -> str:
-    links = {section.experiment.id: f'[{section.experiment.id}](#{_anchor(_title(section))})' for section in sections}
+    links = {section.name: f'[{section.name}](#{_anchor(_title(section))})' for section in sections}
     of_all, shown = _provenance(sections), headline(sections)
     lines = [f'# {TITLE}', '', *(f'- {text}' for text in answer(sections))]
     if shown is not None:
         lines += ['', f'![{_title(shown)}]({_picture(shown)})']
     lines += ['', markdown(verdicts(sections, links)), '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all)]
     short = [section for section in sections if section.verdict.word == SHORT]
-    for section in [section for section in sections if section not in short]:
+    for section in [section for section in sections if section.verdict.word != SHORT]:
         lines += _section(section, of_all)
     lines += ['', f'# {SHORT_RUNS}'] if short else []
     for section in short:
@@ -106,7 +119,7 @@ def _provenance(sections: Sequence[Section]) -> list[tuple[str, str]]:
 
 
 def _picture(section: Section) -> str:
-    return f'{section.experiment.id}/{section.experiment.id}.png'
+    return f'{section.experiment.id}/{section.name}.png'
 
 
 def _anchor(title: str) -> str:

@@ -32,6 +32,7 @@ class Section:
         hidden: Number of results of other recipes or images.
         verdict: Whether it agrees with the paper.
         findings: What ours shows where the paper speaks in words.
+        name: Of its files: the experiment's id, with an ending where another section of the experiment has that.
     """
 
     experiment: Experiment
@@ -42,6 +43,7 @@ class Section:
     hidden: int
     verdict: Verdict
     findings: Sequence[str]
+    name: str
 
     @property
     def title(self) -> str:
@@ -54,7 +56,7 @@ class Section:
         said = [f'The paper, {text}.' for text in self.experiment.says]
         short = is_short(self.experiment, self.lines)
         said += [f'Ours{f" after {short}" if short else ""}: {"; ".join(self.findings)}.'] if self.findings else []
-        left_out = [f'{self.hidden} results of other recipes or images are not shown.'] if self.hidden else []
+        left_out = [f'{self.hidden} results of other recipes or images are not shown here.'] if self.hidden else []
         return [*said, *self.experiment.notes, *left_out]
 
     def markdown(self) -> list[str]:
@@ -63,15 +65,19 @@ class Section:
         return [*rows, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
 
 
-def make_section(experiment: Experiment, lines: Sequence[Line], setting: str) -> Section:
-    """Return the section of those lines that are of one setting, or untrained; `results.settings` lists them."""
+def make_section(experiment: Experiment, lines: Sequence[Line], setting: str, name: str | None = None) -> Section:
+    """Return the section of those lines that are of one setting, or untrained; `results.settings` lists them.
+
+    `name` is that of its files, the experiment's id if None.
+    """
     tuned = {variant.point for variant in experiment.variants if variant.lr}
     shown = [line for line in lines if _belongs(line, setting, line.point in tuned)]
     cells = collect(experiment, shown)
     rows = table(experiment, cells) if experiment.values else []
     verdict, found = verdict_of(experiment, shown, cells), findings(experiment, cells)
     hidden = len(lines) - len(shown)
-    return Section(experiment, shown, rows, draw(experiment, cells), len(cells), hidden, verdict, found)
+    figure, name = draw(experiment, cells), name or experiment.id
+    return Section(experiment, shown, rows, figure, len(cells), hidden, verdict, found, name)
 
 
 def _belongs(line: Line, setting: str, is_tuned: bool) -> bool:
@@ -82,15 +88,16 @@ def _belongs(line: Line, setting: str, is_tuned: bool) -> bool:
 
 
 def write_section(section: Section, output: Path) -> Path:
-    """Write `table.md`, which is returned, and the figure as PNG and SVG, below `output` / id."""
-    name = section.experiment.id
+    """Write the table, which is returned, and the figure as PNG and SVG, below `output` / id."""
+    folder = output / section.experiment.id
+    path = folder / ('table.md' if section.name == folder.name else f'{section.name}.md')
     made = [f'- {fact}: {text}' for fact, text in provenance(section.lines)] or ['Nothing of ours is measured yet.']
     text = [f'# {section.title}', '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
-    write_text(output / name / 'table.md', '\n'.join(text))
+    write_text(path, '\n'.join(text))
     if section.figure is not None:
         for suffix in ('png', 'svg'):
-            save(section.figure, output / name / f'{name}.{suffix}')
-    return output / name / 'table.md'
+            save(section.figure, folder / f'{section.name}.{suffix}')
+    return path
 
 
 def provenance(lines: Iterable[Line]) -> list[tuple[str, str]]:
