@@ -12,8 +12,8 @@ PACKAGE = Path(timm_lc.__file__).parent
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
     'layers': [
-        'recorded', 'shared', 'changes', 'frozen', 'verify', 'packing', 'gram', 'implicit', 'ranks', 'lc_conv',
-        'lc_pair', 'held', 'adapter', 'norm_packing',
+        'recorded', 'shared', 'sliced', 'changes', 'frozen', 'verify', 'packing', 'gram', 'implicit', 'ranks',
+        'lc_conv', 'lc_pair', 'held', 'adapter', 'norm_packing',
     ],
     'optim': [],
     'transforms': ['freeze', 'share', 'combine', 'fingerprint', 'adapt', 'convert', 'prune', 'options', 'fold'],

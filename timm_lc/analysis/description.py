@@ -10,6 +10,7 @@ from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import describe_filters, is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.recorded import filter_shape
 from timm_lc.spatial import is_pointwise, is_spatial
 
 __all__ = ['Description', 'LayerInfo', 'describe']
@@ -78,10 +79,11 @@ def _layer(name: str, conv: nn.Module, model: nn.Module) -> LayerInfo:
         role = f'LC-Block {role}'
     elif isinstance(holder, AdaptedConv2d):
         role = f'base {role}' if conv is holder.base else 'adapter ' + ('filters' if conv is holder.spatial else 'P')
+    if is_frozen(conv):
+        seed = None if conv.filter_record.is_kept else conv.filter_record.seed
+        return LayerInfo(name, role, filter_shape(conv), describe_filters(conv), seed)
     state, seed = 'learnable' if conv.weight.requires_grad else 'not learnable', None
     if isinstance(conv, ImplicitLCConv2d):
         role, seed = f'implicit {role}', conv.filter_record.seed
         state = f'learnable as by filters of seed={seed}'
-    if is_frozen(conv):
-        state, seed = describe_filters(conv), None if conv.filter_record.is_kept else conv.filter_record.seed
     return LayerInfo(name, role, tuple(conv.weight.shape), state, seed)

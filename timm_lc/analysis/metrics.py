@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.sliced import present_filters
 from timm_lc.spatial import is_pointwise, spatial_convolutions
 
 __all__ = [
@@ -87,7 +88,9 @@ def effective_filters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, conv in spatial_convolutions(model):
         block = blocks.get(name.rpartition('.')[0])
         with torch.no_grad():
-            yield (name.rpartition('.')[0], block.effective_weight()) if block else (name, conv.weight.detach())
+            yield (
+                (name.rpartition('.')[0], block.effective_weight()) if block else (name, present_filters(conv).detach())
+            )
 
 
 def pointwise_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timm_lc.filters import KEPT, FilterRecord
 from timm_lc.layers.recorded import RECORD, encode, filter_shape, fit, recorded
-from timm_lc.layers.shared import is_shared
+from timm_lc.layers.sliced import is_shared, is_written, present_filters
 
 __all__ = ['Seen', 'is_changed', 'kept_digits', 'mark_seen', 'save_present_filters']
 
@@ -58,6 +58,8 @@ def is_changed(conv: nn.Conv2d) -> bool:
     tensors = _tensors(conv)
     if conv.is_unfilled or any(tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
         return False
+    if is_shared(conv) and is_written(conv):
+        return True
     if conv.seen.holds(*tensors):
         return False
     changed = _differs(conv)
@@ -94,7 +96,7 @@ def save_present_filters(conv: nn.Module, state_dict: dict[str, Any], prefix: st
     if not is_changed(conv):
         return
     state_dict[prefix + RECORD] = kept_digits(conv)
-    state_dict[prefix + 'weight'] = conv.weight.detach()
+    state_dict[prefix + 'weight'] = present_filters(conv).detach()
     warnings.warn(
         'frozen filters were overwritten since they were drawn (by an initialiser, an optimizer or another tool): the '
         'state dict holds them as they are. `timm_lc.verify(model)` names the layers; with `remedy="restore"` it draws '

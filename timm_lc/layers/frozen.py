@@ -25,7 +25,8 @@ from timm_lc.layers.recorded import (
     read,
     recorded,
 )
-from timm_lc.layers.shared import SharedFilters, is_shared, leave_shared, shared_class, trace_as_leaf
+from timm_lc.layers.shared import SharedFilters
+from timm_lc.layers.sliced import enter_shared, is_shared, leave_shared, part_before, present_filters, refill_lent
 
 __all__ = [
     'adopt',
@@ -80,7 +81,7 @@ def unseed_convolution(conv: nn.Conv2d) -> None:
 
 def freeze_convolution(conv: nn.Conv2d, record: FilterRecord) -> None:
     """Turn the weight of `conv` into a buffer of the filters of `record`, in place; a kept record keeps the weight."""
-    like = conv.weight.detach()
+    like = present_filters(conv).detach()
     if is_shared(conv):
         leave_shared(conv)
     conv._parameters.pop('weight', None)
@@ -93,22 +94,17 @@ def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilt
 
     Their fingerprint is `crc`; None draws them to compute it.
     """
-    like = conv.weight.detach()
-    if is_shared(conv):
-        leave_shared(conv)
+    like = present_filters(conv).detach()
     conv._parameters.pop('weight', None)
     conv._buffers.pop('weight', None)
     conv._non_persistent_buffers_set.discard('weight')
-    conv.__class__ = shared_class(type(conv))
-    conv.shared = shared
-    conv.filter_scale = record.scale
-    trace_as_leaf(conv)
+    enter_shared(conv, shared, record.scale)
     _attach(conv, record, like, crc)
 
 
 def thaw_convolution(conv: nn.Conv2d) -> None:
     """Turn a frozen convolution back into an ordinary one of its class, in place: its filters become a parameter."""
-    weight = conv.weight.detach()
+    weight = present_filters(conv).detach()
     if is_shared(conv):
         leave_shared(conv)
     for name in ('weight', RECORD):
@@ -141,6 +137,7 @@ def fill(conv: nn.Conv2d, crc: int | None = None, filters: Tensor | None = None)
     record = conv.filter_record
     if is_shared(conv):
         conv.shared.fill()
+        refill_lent(conv)
         crc = fingerprint(record.filters()) if crc is None else crc
     elif filters is not None:
         copy_filters(conv.weight, fit(filters, conv))
@@ -197,6 +194,8 @@ def _apply(conv: nn.Conv2d, function: Callable[[Tensor], Tensor], recurse: bool 
     found = recorded(conv)
     if found is not None and (conv.is_unfilled or found[0] != conv.filter_record):
         _refill(conv)
+    if is_shared(conv):
+        part_before(function, conv.shared)
     before = conv.record
     type(conv)._apply(conv, function, recurse)
     if _is_lost(before, conv.record):

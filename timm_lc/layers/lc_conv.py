@@ -17,6 +17,7 @@ from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
 from timm_lc.layers.shared import repeat_to, trace_as_leaf
+from timm_lc.layers.sliced import is_shared, present_filters, settle_lent
 
 __all__ = ['LCConv2d', 'combine']
 
@@ -175,7 +176,12 @@ class LCConv2d(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """Return P W, (C_out, C_in/groups, k_h, k_w)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript skips this only if the conditions are nested
+            if is_shared(self.spatial) and not torch.compiler.is_compiling():
+                settle_lent(self.spatial.shared)
         if hasattr(self.spatial, 'shared'):
+            if self.spatial.lent is not None:
+                return combine(self.pointwise.weight, self.spatial.lent, self.groups)
             k_h, k_w = self.kernel_size
             shape = [self.expansion * self.out_channels, self.in_channels // self.groups, k_h, k_w]
             vector, scale = self.spatial.shared.vector, self.spatial.filter_scale
@@ -221,7 +227,8 @@ class LCConv2d(nn.Module):
                 )
         fused = plain_convolution(self.spatial, self.out_channels, bias=self.pointwise.bias is not None)
         fused = fused.to_empty(device=self.pointwise.weight.device).train(self.training)
-        weight = combine(self.pointwise.weight.double(), self.spatial.weight.double(), self.groups)
+        filters = present_filters(self.spatial)
+        weight = combine(self.pointwise.weight.double(), filters.double(), self.groups)
         fused.weight.copy_(weight)
         if fused.bias is not None and self.pointwise.bias is not None:
             fused.bias.copy_(self.pointwise.bias)

@@ -16,6 +16,7 @@ from timm_lc.layers.changes import is_changed, kept_digits
 from timm_lc.layers.frozen import adopt, freeze_convolution, remove_hook
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.recorded import decode, draw, filter_shape, is_frozen
+from timm_lc.layers.sliced import present_filters
 from timm_lc.layers.verify import restore
 
 __all__ = ['LeftToRanks']
@@ -75,8 +76,9 @@ def _broadcast_records(records: list[Tensor], group: Any) -> list[Tensor]:
 
 def _take_weight(conv: nn.Conv2d, group: Any) -> None:
     """Keep the filters of rank 0, which no seed gives."""
-    weight = _broadcast(conv.weight.clone(memory_format=torch.contiguous_format), group)
-    if not torch.equal(weight, conv.weight):
+    present = present_filters(conv)
+    weight = _broadcast(present.clone(memory_format=torch.contiguous_format), group)
+    if not torch.equal(weight, present):
         if not conv.filter_record.is_kept:
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
         conv.weight.copy_(weight)

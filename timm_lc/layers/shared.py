@@ -1,22 +1,15 @@
 """The one random vector that shared convolutions slice (section 4.3, appendix D)."""
 
-import functools
 from typing import Any
 
 import numpy as np
 import torch
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from timm_lc.filters import SHARED_STREAM, FilterRecord, check_seed, random_values
 from timm_lc.layers.recorded import copy_filters
 
-__all__ = ['SharedFilters', 'is_shared', 'leave_shared', 'repeat_to', 'shared_class', 'trace_as_leaf']
-
-
-def is_shared(module: nn.Module) -> bool:
-    """Return whether `module` takes its filters from a `SharedFilters`."""
-    return isinstance(module, _SharedWeight)
+__all__ = ['SharedFilters', 'repeat_to', 'trace_as_leaf']
 
 
 class SharedFilters(nn.Module):
@@ -36,6 +29,7 @@ class SharedFilters(nn.Module):
         self.register_buffer('vector', torch.empty(period or longest, device=device, dtype=dtype), persistent=False)
         self.filled = False
         self.others: dict[tuple[int, int], SharedFilters] = {}
+        self.lenders: list[nn.Conv2d] = []  # layers whose weight other code may hold
 
     def fill(self, *, again: bool = False) -> np.ndarray | None:
         """Draw the values, unless they are there and not to be drawn `again`; return them as drawn, float32."""
@@ -71,42 +65,11 @@ class SharedFilters(nn.Module):
         return f'seed={self.seed}, longest={self.longest}, period={self.period}'
 
 
-class _SharedWeight:
-    """Reads a convolution's weight from `self.shared`; mixed into the convolution's own class."""
-
-    @property
-    def weight(self) -> Tensor:
-        rows, channels = self.out_channels, self.in_channels // self.groups
-        k_h, k_w = self.kernel_size[0], self.kernel_size[1]
-        filters = repeat_to(self.shared.vector, rows * channels * k_h * k_w) * self.filter_scale
-        return filters.view(rows, channels, k_h, k_w)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        return _new_shared, (type(self).__bases__[1],), self.__dict__
-
-
 def repeat_to(vector: Tensor, length: int) -> Tensor:
     """Return the first `length` values, the vector repeated if it is shorter."""
     if vector.numel() < length:
         vector = vector.repeat((length + vector.numel() - 1) // vector.numel())
     return vector[:length]
-
-
-@functools.cache
-def shared_class(base: Any) -> Any:
-    """Return the subclass of `base` that shares; instances pickle through `_new_shared`."""
-    return register_notrace_module(type(f'Shared{base.__name__}', (_SharedWeight, base), {'__module__': __name__}))
-
-
-def _new_shared(base: type[nn.Conv2d]) -> nn.Conv2d:
-    cls = shared_class(base)
-    return cls.__new__(cls)
-
-
-def leave_shared(conv: nn.Conv2d) -> None:
-    """Give `conv` back its own class, in place; it is then without a weight."""
-    conv.__class__ = type(conv).__bases__[1]
-    del conv.shared, conv.filter_scale, conv.__module__
 
 
 def trace_as_leaf(module: nn.Module) -> None:

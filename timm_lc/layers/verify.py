@@ -7,7 +7,7 @@ from timm_lc.filters import KEPT, FilterRecord
 from timm_lc.layers.changes import Seen, is_changed
 from timm_lc.layers.frozen import freeze_convolution, share_convolution
 from timm_lc.layers.recorded import filter_shape, is_frozen, recorded
-from timm_lc.layers.shared import is_shared
+from timm_lc.layers.sliced import is_shared
 
 __all__ = ['restore', 'verify']
 

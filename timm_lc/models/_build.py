@@ -10,7 +10,7 @@ from torch import nn
 from timm_lc._timm import describe_as, name_local_weights, record_arguments
 from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convolution
 from timm_lc.layers.packing import add_unpacking
-from timm_lc.layers.shared import is_shared
+from timm_lc.layers.sliced import is_shared
 from timm_lc.models._adapted import build_adapted
 from timm_lc.models.lc_shipped import forget_shipped
 from timm_lc.transforms.options import LC_ARGUMENTS, LCOptions

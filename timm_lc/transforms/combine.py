@@ -7,7 +7,7 @@ from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
-from timm_lc.layers.shared import is_shared
+from timm_lc.layers.sliced import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
 from timm_lc.transforms.freeze import settle
 

@@ -10,6 +10,7 @@ from timm_lc.layers.frozen import is_frozen, share_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import SharedFilters
+from timm_lc.layers.verify import verify
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.freeze import settle
 
@@ -47,6 +48,11 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             continue
         if not is_frozen(block.spatial):
             raise ValueError(f'layer `{name}` learns its filters, which has no implicit form: G would change')
+        if verify(block.spatial)[''] == 'changed':
+            raise ValueError(
+                f'layer `{name}` has filters that were overwritten since they were drawn, which has no implicit form; '
+                "`timm_lc.verify(model, remedy='restore')` draws them again"
+            )
         conv = plain_convolution(block.spatial, block.out_channels, bias=block.pointwise.bias is not None)
         try:
             implicit = ImplicitLCConv2d.from_pointwise(conv, block.spatial.filter_record, block.pointwise)

@@ -18,7 +18,7 @@ from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.ranks import LeftToRanks
-from timm_lc.layers.shared import is_shared
+from timm_lc.layers.sliced import is_shared
 from timm_lc.layers.verify import restore
 from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
 
@@ -96,7 +96,7 @@ def settle(model: nn.Module) -> None:
         f'{name}.{tensor}'.lstrip('.')
         for name, module in model.named_modules(remove_duplicate=False)
         if (is_frozen(module) and not module.filter_record.is_kept) or isinstance(module, ImplicitLCConv2d)
-        for tensor, _ in module.named_buffers()
+        for tensor in (*dict(module.named_buffers()), *(['weight'] if is_shared(module) else []))  # if overwritten
     ]
     model._ddp_params_and_buffers_to_ignore = LeftToRanks(names, model)
     if callable(getattr(model, 'init_weights', None)):
