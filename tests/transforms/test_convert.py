@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, freeze_spatial, share_weights, to_explicit, to_implicit
 from timm_lc.layers.implicit import ImplicitLCConv2d
-from timm_lc.layers.shared import is_shared
+from timm_lc.layers.sliced import is_shared
 
 OPTIMIZER = {'lr': 0.05, 'momentum': 0.9, 'nesterov': True, 'weight_decay': 0.01}
 KINDS = {'plain': {}, 'bias': {'bias': True}, 'groups': {'groups': 2}, 'depthwise': {'groups': 4}}

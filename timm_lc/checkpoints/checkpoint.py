@@ -23,12 +23,13 @@ from timm.models import clean_state_dict
 from timm.utils import natural_key, unwrap_model
 from torch import Tensor, nn
 
-from timm_lc._timm import name_local_weights, save_config
+from timm_lc._timm import name_local_weights, replace_arguments, save_config
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.arguments import check_module
 from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.checkpoints.facts import Facts
 from timm_lc.filters import VERSION
+from timm_lc.layers.changes import is_stored
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.norm_packing import pack_norms
 from timm_lc.layers.packing import pack_pointwise
@@ -220,10 +221,7 @@ def file_metadata(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return {
-        name: f'{zlib.crc32(tensor.flatten().view(torch.uint8).numpy()):08x}'
-        for name, tensor in sorted(tensors.items())
-    }
+    return {name: f'{zlib.crc32(t.flatten().view(torch.uint8).numpy()):08x}' for name, t in sorted(tensors.items())}
 
 
 def weights_file(path: Path) -> Path:
@@ -279,7 +277,8 @@ def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | 
     architecture_of(model)  # before anything is written
     if not hasattr(model, 'num_classes'):
         raise ValueError(f'`model` is a {type(model).__name__}, a part of a network: save the whole network')
-    records = [module.filter_record for module in model.modules() if is_frozen(module)]
+    frozen = {name: module for name, module in model.named_modules() if is_frozen(module)}
+    records = [module.filter_record for module in frozen.values()]
     about = {
         'generator': VERSION,
         'seeds': sorted({record.seed for record in records if not record.is_kept}),
@@ -288,6 +287,9 @@ def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | 
     }
     if facts.public():
         about['training'] = facts.public()
+    if has_lc_name(model) and not is_adapted(model):
+        kept = ' '.join(name for name, module in frozen.items() if is_stored(module))
+        replace_arguments(model, ('kept',), {'kept': kept} if kept else {})
     config = {'timm_lc': about, 'label_names': class_names(model)}
     save_config(model, path, model_config=config, model_args=dict(model_args or {}))
 
@@ -339,12 +341,10 @@ def _arguments(args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` among those of train.py."""
     channels = (args.get('input_size') or (None,))[0] if args.get('in_chans') is None else args['in_chans']
     given = {'num_classes': args.get('num_classes'), 'in_chans': channels, 'global_pool': args.get('gp')}
-    given |= {'bn_momentum': args.get('bn_momentum'), 'bn_eps': args.get('bn_eps')}
+    given |= {name: args.get(name) for name in ('bn_momentum', 'bn_eps')}
     return {**{key: value for key, value in given.items() if value is not None}, **args.get('model_kwargs', {})}
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
-        if checkpoint.get(key) is not None:
-            return clean_state_dict(checkpoint[key])
-    return clean_state_dict(checkpoint)
+    keys = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+    return clean_state_dict(next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), checkpoint))

@@ -15,7 +15,7 @@ from timm_lc.filters import KEPT, FilterRecord
 from timm_lc.layers.recorded import RECORD, encode, filter_shape, fit, recorded
 from timm_lc.layers.sliced import is_shared, is_written, present_filters
 
-__all__ = ['Seen', 'is_changed', 'kept_digits', 'mark_seen', 'save_present_filters']
+__all__ = ['Seen', 'is_changed', 'is_stored', 'kept_digits', 'mark_seen', 'save_present_filters']
 
 
 class Seen:
@@ -84,6 +84,11 @@ def _differs(conv: nn.Conv2d) -> bool:
     except ValueError:
         return True
     return not torch.equal(conv.weight.detach().cpu(), expected.to(conv.weight.dtype))
+
+
+def is_stored(conv: nn.Conv2d) -> bool:
+    """Return whether a state dict holds the filters of a frozen convolution, because no seed gives them."""
+    return conv.filter_record.is_kept or is_changed(conv)
 
 
 def kept_digits(conv: nn.Conv2d) -> Tensor:

@@ -51,7 +51,7 @@ def build(
     cfg = cfg if pretrained else forget_shipped(cfg)
     feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
     if options.adapter is None:
-        model = options.apply(create_base(pretrained_cfg=cfg, **kwargs))
+        model = options.keep(options.apply(create_base(pretrained_cfg=cfg, **kwargs)))
     elif feature_kwargs.get('features_only'):
         raise ValueError('`adapter` has no `features_only`: call `forward_intermediates`, or build it from the folded')
     else:

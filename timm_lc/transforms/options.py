@@ -6,14 +6,15 @@ import math
 from torch import nn
 
 from timm_lc.arguments import check_count
-from timm_lc.filters import EXPECTED, UNIFORM, check_filters
+from timm_lc.filters import EXPECTED, KEPT, UNIFORM, FilterRecord, check_filters
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.spatial import is_flat
 from timm_lc.transforms.adapt import ADAPTER_GAIN, add_adapters
 from timm_lc.transforms.combine import add_linear_combinations, replace_modules
 from timm_lc.transforms.convert import to_implicit
-from timm_lc.transforms.freeze import freeze_spatial, seed_spatial
+from timm_lc.transforms.freeze import freeze_spatial, seed_spatial, settle
 from timm_lc.transforms.share import share_weights
 
 __all__ = ['LC_ARGUMENTS', 'LCOptions']
@@ -37,6 +38,8 @@ class LCOptions:
             or sqrt(6) (He) for a network without norms.
         filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`);
             with `implicit=True` also 'expected', the limit of many filters.
+        kept: Names of layers, separated by spaces, whose filters no seed gives: they are in the checkpoint. A saved
+            config says so, for loaders that assign tensors one by one to what the network is built to hold.
         adapter: Rank of adapters to a trained network, `base`, in place of all that is above but `seed` and `gain`.
         base: What `timm.create_model` builds that network from: a name with its tag, 'hf-hub:user/name',
             'local-dir:path', or the file of a checkpoint.
@@ -54,6 +57,7 @@ class LCOptions:
     seed: int = 0
     gain: float | None = None
     filters: str = 'uniform'
+    kept: str | None = None
     adapter: int | None = None
     base: str | None = None
     adapter_layers: str = 'spatial'
@@ -105,6 +109,18 @@ class LCOptions:
         assert self.adapter is not None
         gain = ADAPTER_GAIN if self.gain is None else self.gain
         return add_adapters(model, self.adapter, self.seed, self.adapter_layers, self.adapter_norms, gain=gain)
+
+    def keep(self, model: nn.Module) -> nn.Module:
+        """Keep, in place, the present filters of the layers in `kept`, for those of a checkpoint to come."""
+        if not self.kept or not self.freeze_spatial:  # learnable filters are in every checkpoint
+            return model
+        frozen = {name: module for name, module in model.named_modules() if is_frozen(module)}
+        for name in self.kept.split():
+            if name not in frozen:
+                raise ValueError(f'`kept` must name layers with frozen filters, got {name!r}')
+            freeze_convolution(frozen[name], FilterRecord(filter_shape(frozen[name]), filter_set=KEPT))
+        settle(model)
+        return model
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Transform a stock network in place."""
