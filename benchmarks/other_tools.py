@@ -36,9 +36,14 @@ def difference(actual, model):
     return f'{((actual - expected).norm() / expected.norm()).item():.0e}'
 
 
+def convolutions(model, *, is_spatial):
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    return {name: module for name, module in found if (max(module.kernel_size) > 1) == is_spatial}
+
+
 def pointwise(model):
-    convolutions = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) == 1)
-    return {name: module for name, module in convolutions if isinstance(module.weight, nn.Parameter)}
+    found = convolutions(model, is_spatial=False).items()
+    return {name: module for name, module in found if isinstance(module.weight, nn.Parameter)}
 
 
 def flop_counter(model):
@@ -142,6 +147,17 @@ def peft(model):
     return f'reloaded {reloaded}, merged {difference(copy.deepcopy(adapted).merge_and_unload()(IMAGES), adapted)}'
 
 
+def peft_spatial(model):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=list(convolutions(model, is_spatial=True)), r=2, init_lora_weights=False)
+    adapted = get_peft_model(copy.deepcopy(model), config).eval()
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(merged.state_dict())
+    return f'merged {difference(merged(IMAGES), adapted)}, reloaded {difference(twin(IMAGES), adapted)}'
+
+
 def accelerate(model):
     from accelerate import cpu_offload
 
@@ -170,10 +186,15 @@ TOOLS = {
     'FX quantisation-aware training': qat,
     'FSDP2, each 1x1 layer': fsdp2,
     'peft, LoRA on 1x1 layers': peft,
+    'peft, LoRA on k x k layers': peft_spatial,
     'accelerate, cpu_offload': accelerate,
     'torch.nn.utils.prune': torch_prune,
 }
-NEEDS = {'PT2E quantisation (torchao)': 'torchao', 'peft, LoRA on 1x1 layers': 'peft'}
+NEEDS = {
+    'PT2E quantisation (torchao)': 'torchao',
+    'peft, LoRA on 1x1 layers': 'peft',
+    'peft, LoRA on k x k layers': 'peft',
+}
 
 
 def outcome(tool, model):

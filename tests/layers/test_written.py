@@ -4,12 +4,15 @@ import copy
 import gc
 import io
 import pickle
+import warnings
 
 import pytest
 import timm
 import torch
 from test_state import load, outputs, spatial
 from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_fx, prepare_qat_fx
 from torch.nn import functional as F
 
 from timm_lc import LCConv2d, add_linear_combinations, fold, freeze_spatial, share_weights, to_implicit, verify
@@ -317,6 +320,26 @@ def test_overwritten_filters_have_no_implicit_form(build, stock):
         to_implicit(model)
     verify(model, remedy='restore')
     to_implicit(model)
+
+
+def test_a_layer_built_by_the_class_of_a_shared_one_is_ordinary():
+    """As PEFT builds the factors of LoRA."""
+    shared = share_weights(nn.Sequential(nn.Conv2d(3, 4, 3)))[0]
+    built = type(shared)(3, 4, kernel_size=3)
+    assert type(built) is nn.Conv2d
+    assert isinstance(copy.deepcopy(built).weight, nn.Parameter)
+
+
+@pytest.mark.parametrize('prepare', [prepare_qat_fx, prepare_fx])
+def test_quantisers_of_classes_refuse_shared_layers(prepare, stock, images):
+    mapping = get_default_qat_qconfig_mapping('x86')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(RuntimeError, match=r'shares its filters cannot be quantised: quantise `timm_lc.fold'):
+            prepare(share_weights(stock()), mapping, (images,))
+        prepare(fold(share_weights(stock())).train(prepare is prepare_qat_fx), mapping, (images,))
+        model = share_weights(stock())
+        prepare(model, mapping.set_object_type(type(next(iter(spatial(model).values()))), None), (images,))
 
 
 def test_filters_that_are_not_there_are_not_lent():

@@ -40,6 +40,10 @@ def is_shared(module: nn.Module) -> bool:
 class _SharedWeight:
     """Reads a convolution's weight from `self.shared`; mixed into the convolution's own class."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return an ordinary convolution if given arguments: tools build layers of the class of one that they find."""
+        return cls.__bases__[1](*args, **kwargs) if args or kwargs else object.__new__(cls)
+
     @property
     def weight(self) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript skips this only if the conditions are nested
@@ -49,6 +53,11 @@ class _SharedWeight:
             return self.lent
         shape = [self.out_channels, self.in_channels // self.groups, self.kernel_size[0], self.kernel_size[1]]
         return _slice(self.shared.vector, self.filter_scale, shape)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'qconfig' and value is not None:  # quantisers go by class: they would leave this layer in float
+            raise RuntimeError('a layer that shares its filters cannot be quantised: quantise `timm_lc.fold(model)`')
+        super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         settle_lent(self.shared)
