@@ -322,6 +322,16 @@ def test_overwritten_filters_have_no_implicit_form(build, stock):
     to_implicit(model)
 
 
+def test_a_weight_stays_lent_where_torch_does_not_count_users(monkeypatch):
+    monkeypatch.delattr(torch._C, '_storage_Use_Count', raising=False)
+    model = share_weights(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)))
+    images, before = torch.randn(1, 3, 5, 5), model[0].weight.clone()
+    held = model[0].weight.data
+    assert torch.equal(model(images), F.conv2d(images, before))
+    held += 1.0
+    torch.testing.assert_close(model(images), F.conv2d(images, before + 1.0))
+
+
 def test_a_layer_built_by_the_class_of_a_shared_one_is_ordinary():
     """As PEFT builds the factors of LoRA."""
     shared = share_weights(nn.Sequential(nn.Conv2d(3, 4, 3)))[0]

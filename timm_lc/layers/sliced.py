@@ -8,6 +8,7 @@ shared vector, with a weight of its own like any frozen layer that was overwritt
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -130,14 +131,14 @@ def _take_back(conv: nn.Conv2d) -> None:
 
 
 def _is_idle(conv: nn.Conv2d) -> bool:
-    """Return whether nobody has the lent weight or a view of it: two references are the layer's and the question's.
+    """Return whether nobody has the lent weight or a view of it: two references are the layer's and the question's."""
+    return sys.getrefcount(vars(conv)['lent']) <= 2 and _users(conv.lent) <= _users(torch.empty(0))
 
-    Where torch does not count the users of a storage, a weight stays lent.
-    """
-    if sys.getrefcount(vars(conv)['lent']) > 2:
-        return False
-    users = getattr(torch._C, '_storage_Use_Count', None)
-    return users is not None and users(conv.lent.untyped_storage()._cdata) <= 2
+
+def _users(tensor: Tensor) -> float:
+    """Return how many tensors have the memory of this one; where torch does not tell, it stays lent."""
+    count = getattr(torch._C, '_storage_Use_Count', lambda address: math.nan)
+    return count(tensor.untyped_storage()._cdata)
 
 
 @functools.cache
