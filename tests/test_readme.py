@@ -151,6 +151,29 @@ def test_accuracies_of_the_readme_are_those_of_the_results():
     assert ['23481.7' in frozen[0], '6429' in frozen[0], '198.2' in frozen[1], '336' in frozen[1]] == [True] * 4
 
 
+def rows(text):
+    """Return the cells of each row of the tables in a page."""
+    lines = [line for line in text.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+
+
+def test_accuracies_of_the_adapters_page_are_those_of_the_results():
+    results = ROOT / 'results/adapters'
+    found = rows((results / 'table.md').read_text().partition('at each learning rate')[0])
+    ways = {way: [row[1] for row in found if row[0] == way] for way, *_ in found}
+    page = rows((ROOT / 'docs/adapters.md').read_text())
+    told = [row for row in page if row[0] in ways and ' ± ' in row[-1]]
+    assert len(told) == 9
+    assert all(row[3:] == ways[row[0]] for row in told)
+    lengths = [row for row in page if '/lengths/' in row[0]]
+    assert len(lengths) >= 3
+    for base, *values in lengths:
+        table = rows((results / re.search(r'lengths/\w+', base)[0] / 'table.md').read_text())
+        best = [row for row in table if row[0].startswith(('adapter', 'full'))][:5]
+        expected = [f'{accuracy.partition(" ")[0]} ({lr})' for _, accuracy, _, lr, *_ in best]
+        assert values == [expected[-1], *expected[:-1]]
+
+
 @pytest.mark.parametrize(
     ('row', 'kwargs'),
     [
