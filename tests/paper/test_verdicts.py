@@ -14,8 +14,8 @@ RECIPE = {'epochs': 75, 'batch_size': 256, 'lr': 0.01, 'momentum': 0.9, 'weight_
           'padding': 4, 'l1': 0.0, 'drop_last': False}  # fmt: skip
 
 
-def line(series, x, accuracy, *, epochs=75, facet='', limit=None, key='accuracy', seconds=3600.0):
-    about = {'model': series, 'model_kwargs': {'x': x}, 'seed': 0, 'data': 'cifar10', 'limit': limit}
+def line(series, x, accuracy, *, epochs=75, facet='', limit=None, key='accuracy', seconds=3600.0, data='cifar10'):
+    about = {'model': series, 'model_kwargs': {'x': x}, 'seed': 0, 'data': data, 'limit': limit}
     run = {**about, 'recipe': {**RECIPE, 'epochs': epochs}}
     where = {'device': 'a processor', 'threads': 1, 'seconds': seconds}
     return Line(Point(facet, series, x), 0.0, run, where, {key: accuracy})
@@ -55,6 +55,15 @@ def test_what_was_not_run_and_what_cannot_be_compared():
     assert (word, reason) == ('no number to compare', 'none of the points with a number in print is measured')
 
 
+def test_of_other_images_only_differences_are_compared():
+    plain = line('plain', 128, 87.5, data='cifar10-jpeg')
+    word, reason = section('v2-fig4a', plain).verdict
+    assert word == 'no number to compare'
+    assert reason == "cifar10-jpeg is not the paper's images: only differences of networks compare"
+    both = [line(name, 128, value, data='cifar10-jpeg') for name, value in (('frozen random', 88), ('learnable', 87))]
+    assert section('v2-fig4a', plain, *both).verdict == ('agrees', '1 number within two deviations of the paper')
+
+
 def test_findings_say_where_ours_crosses():
     lines = [line('frozen random', x, value) for x, value in ((4, 80.0), (8, 86.0), (16, 88.0))]
     lines += [line('learnable', x, 85.0) for x in (4, 8, 16)]
@@ -92,7 +101,7 @@ def test_first_screen_answers_and_short_runs_stand_below(tmp_path):
     page = (tmp_path / 'report.md').read_text()
     top = page[: page.index('\n## ')]
     assert 'left out' not in page.partition('- recipe: ')[2].partition('\n')[0]  # as the authors' trainer
-    assert 'Ours: plain 91.30 (one run), learnable 91.00 (one run), frozen random 91.90 (one run) %.' in top
+    assert 'Ours, cifar10: plain 91.30 (one run), learnable 91.00 (one run), frozen random 91.90 (one run) %.' in top
     count = sum(not name.startswith('theory') for name in EXPERIMENTS)
     assert f'Of {count} figures and tables of both versions: 1 agrees, 1 too short to tell' in top
     assert f'{count - 2} not run.' in top

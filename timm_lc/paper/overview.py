@@ -85,7 +85,8 @@ def _numbers(sections: Sequence[Section]) -> str:
     cells = collect(section.experiment, section.lines)
     found = {name: cells.get(Point('', name, 128), {}).get('accuracy', {}) for name in names}
     ours = [f'{name} {_spread(values)}' for name, values in found.items() if values]
-    return f'{about} Ours: {", ".join(ours) or "none of the three"} %.'
+    data = ', '.join(dict.fromkeys(line.run['data'] for line in section.lines if line.is_trained))
+    return f'{about} Ours, {data}: {", ".join(ours) or "none of the three"} %.'
 
 
 def _spread(values: Mapping[int, float]) -> str:

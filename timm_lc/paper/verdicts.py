@@ -26,12 +26,21 @@ class Verdict(NamedTuple):
 
 
 def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> Verdict:
-    """Return whether the numbers of an experiment agree with the paper's, within two of its standard deviations."""
+    """Return whether the numbers of an experiment agree with the paper's, within two of its standard deviations.
+
+    On images that are not the paper's, such as CIFAR-10 as JPEG, only differences of two networks are compared.
+    """
     if not lines:
         return Verdict(MISSING, 'no run of ours')
     if short := is_short(experiment, lines):
         return Verdict(SHORT, short)
-    compared = [(printed, ours) for printed in experiment.printed for ours in _ours(experiment, cells, printed)]
+    others = [line for line in lines if _has_other_images(experiment, line)]
+    theirs = {key for line in others for key in line.values}
+    known = [printed for printed in experiment.printed if printed.series == GAP or printed.key not in theirs]
+    compared = [(printed, ours) for printed in known for ours in _ours(experiment, cells, printed)]
+    if not compared and others:
+        names = ', '.join(sorted({line.run['data'] for line in others}))
+        return Verdict(OPEN, f"{names} is not the paper's images: only differences of networks compare")
     if not compared:
         return Verdict(OPEN, 'none of the points with a number in print is measured' if experiment.printed else '')
     if 'timing' in experiment.untrained:
@@ -43,6 +52,11 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
     _, printed, ours = max(far, key=lambda found: found[0])
     name = ' '.join(str(part) for part in (printed.series, printed.x) if part != '')
     return Verdict(DIFFERS, f'{len(far)} of {len(off)} numbers; the most {name}: {ours:,.5g}, paper {printed.low:,.5g}')
+
+
+def _has_other_images(experiment: Experiment, line: Line) -> bool:
+    """Return whether a network was trained on images that are not the paper's; a train.py run's have any name."""
+    return line.is_trained and not experiment.by_train_script and line.run['data'] != (experiment.data or 'cifar10')
 
 
 def is_short(experiment: Experiment, lines: Sequence[Line]) -> str:
