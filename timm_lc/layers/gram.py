@@ -4,6 +4,7 @@ With frozen filters W, a step of SGD on P moves P W as the same step on P W whos
 (P - lr (dW_eff W^T + wd P)) W = (1 - lr wd) P W - lr dW_eff W^T W. It is linear, and so are momentum and Nesterov.
 """
 
+import inspect
 import math
 import os
 import zlib
@@ -151,6 +152,10 @@ class _Precondition(torch.autograd.Function):
             return multiply(gradient, gram), None
         with torch.autocast(device, enabled=False):
             return multiply(gradient, gram), None
+
+
+# which torch asks for at each call: to build it takes as long as a small product
+_Precondition.forward.__signature__ = inspect.signature(_Precondition.forward)  # type: ignore[attr-defined]
 
 
 def precondition(weight: Tensor, gram: Tensor) -> Tensor:

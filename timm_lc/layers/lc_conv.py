@@ -30,14 +30,23 @@ def _product(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
     return blocks.flatten(0, 1)
 
 
+@torch.jit.unused
+def _may_autocast(device: str) -> bool:
+    """Return whether products are cast on a device now, or may be whenever what is compiled now runs."""
+    if device == 'meta':  # which has no autocast
+        return False
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
+
+
 def combine(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
     """Return P W as (C_out, C_in/groups, k_h, k_w), in the type of the tensors even under autocast.
 
     TorchScript ignores a disabled autocast, so a scripted block forms the product in autocast's type.
     """
     shape = [-1, filters.shape[1], filters.shape[2], filters.shape[3]]
-    if torch.jit.is_scripting() or filters.is_meta:  # the meta device has no autocast
+    if torch.jit.is_scripting() or not _may_autocast(filters.device.type):
         return _product(pointwise.flatten(1), filters.flatten(1), groups).view(shape)
+    # entering a context takes as long as a small product
     with torch.autocast(filters.device.type, enabled=False):
         return _product(pointwise.flatten(1), filters.flatten(1), groups).view(shape)
 
@@ -47,7 +56,9 @@ def _combine_shared(pointwise: Tensor, vector: Tensor, scale: float, groups: int
     rows, fan = shape[0], shape[1] * shape[2] * shape[3]
     period, weights = vector.numel() // fan, pointwise.flatten(1)  # (C_out, R/groups)
     if groups == 1 and period < rows and period * fan == vector.numel():  # filters recur: sum their coefficients first
-        weights = F.pad(weights, [0, -rows % period]).view(weights.shape[0], -1, period).sum(1)  # (C_out, period)
+        if rows % period:  # padding copies, by nothing too
+            weights = F.pad(weights, [0, -rows % period])
+        weights = weights.view(weights.shape[0], -1, period).sum(1)  # (C_out, period)
         rows = period
     filters = repeat_to(vector, rows * fan).view(rows, shape[1], shape[2], shape[3])
     return combine(weights, filters, groups) * scale
