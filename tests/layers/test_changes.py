@@ -191,6 +191,15 @@ def test_verify_tells_what_is_not_filled_yet():
     assert set(verify(model.to_empty(device='cpu')).values()) == {'unfilled'}
 
 
+@pytest.mark.parametrize('build', [freeze_spatial, VARIANTS['expanded, recycled']], ids=['frozen', 'LC'])
+@pytest.mark.parametrize(
+    'program', [lambda m, x: torch.export.export(m, (x,), strict=False).module(), lambda m, x: torch.jit.script(m)]
+)
+def test_verify_refuses_programs(program, build, stock, images):
+    with pytest.raises(TypeError, match=r'layer `conv1\..*` is part of a program of torch\.export or TorchScript'):
+        verify(program(build(stock()).eval(), images))
+
+
 def test_verify_refuses_another_remedy(stock):
     with pytest.raises(ValueError, match="`remedy` must be 'restore', 'keep' or None, got 'fix'"):
         verify(stock(), remedy='fix')

@@ -261,6 +261,17 @@ def test_a_weight_read_in_inference_mode_can_be_trained_through(build, stock, im
 
 
 @shared_builds
+def test_autocast_and_ranks_take_what_is_written_as_other_filters(build, stock, images):
+    model = build(stock()).eval()
+    merge(list(spatial(model).values())[1])
+    expected = outputs(model, images)
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(model(images), expected, rtol=0.1, atol=0.1, check_dtype=False)
+    filters = {name for name, _ in model.named_buffers() if 'running' not in name and 'batches' not in name}
+    assert filters <= set(model._ddp_params_and_buffers_to_ignore)
+
+
+@shared_builds
 def test_compiled_networks_compute_with_what_is_written(build, stock, images):
     model = build(stock()).eval()
     compiled = torch.compile(model, fullgraph=True, backend='eager')

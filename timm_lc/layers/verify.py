@@ -28,6 +28,7 @@ def verify(model: nn.Module, *, remedy: str | None = None) -> dict[str, str]:
 
     Raises:
         ValueError: If `remedy` is none of these.
+        TypeError: If `model` is a program of torch.export or TorchScript.
 
     Example:
         >>> import timm, timm_lc
@@ -38,6 +39,12 @@ def verify(model: nn.Module, *, remedy: str | None = None) -> dict[str, str]:
     if remedy not in (None, 'restore', 'keep'):
         raise ValueError(f"`remedy` must be 'restore', 'keep' or None, got {remedy!r}")
     frozen = {name: module for name, module in model.named_modules() if is_frozen(module)}
+    programs = [name for name, module in frozen.items() if not hasattr(module, 'filter_record')]
+    if programs:
+        raise TypeError(
+            f'layer `{programs[0]}` is part of a program of torch.export or TorchScript, whose filters are constants: '
+            'verify the network that it was made from'
+        )
     states = {name: _state(module) for name, module in frozen.items()}
     for module in (frozen[name] for name, state in states.items() if state == 'changed'):
         if remedy == 'restore':
