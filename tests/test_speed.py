@@ -80,11 +80,11 @@ def test_folded_network_is_as_fast_as_the_plain_one():
     assert found['folded'] < 1.3 * found['plain'], found  # 1.02
 
 
-@pytest.mark.parametrize(('share', 'bound'), [(False, 2.2), (True, 2.6)])
+@pytest.mark.parametrize(('share', 'bound'), [(False, 1.8), (True, 1.7)])
 def test_filters_are_drawn_in_little_time(share, bound):
     calls = {'plain': created('resnet50'), 'ours': created('lc_resnet50', share_weights=share)}
     found = medians(calls, 'create', 3)
-    assert found['ours'] < bound * found['plain'], found  # aimed at: 1.2 of the time on the clock, with two threads
+    assert found['ours'] < bound * found['plain'], found  # aimed at: 1.2
 
 
 def test_trainer_does_little_but_forward_and_backward(tmp_path):
