@@ -23,7 +23,6 @@ __all__ = [
     'check_filters',
     'check_gain',
     'check_seed',
-    'draw_into',
     'fingerprint',
     'layer_stream',
     'random_values',

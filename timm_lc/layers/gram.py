@@ -154,7 +154,7 @@ class _Precondition(torch.autograd.Function):
             return multiply(gradient, gram), None
 
 
-# which torch asks for at each call: to build it takes as long as a small product
+# torch asks for it at each call, and to build it takes as long as a small product; mypy knows no such attribute
 _Precondition.forward.__signature__ = inspect.signature(_Precondition.forward)  # type: ignore[attr-defined]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from timm_lc.arguments import device_of
 from timm_lc.filters import EXPECTED, FilterRecord
 from timm_lc.layers.gram import Gram, Solution, build_gram, gram_shape, precondition, solve_pointwise
 from timm_lc.layers.recorded import decode, filter_shape
@@ -56,7 +57,7 @@ class ImplicitLCConv2d(nn.Conv2d):
         P_0 is drawn as the explicit form draws it; the limit of many filters starts from the plain convolution's
         draws, times gain / sqrt(3), the scale of P_0 W.
         """
-        device, dtype, has_bias = device or torch.empty(0).device, conv.weight.dtype, conv.bias is not None
+        device, dtype, has_bias = device_of(device), conv.weight.dtype, conv.bias is not None
         rows = expansion * conv.out_channels
         record = dataclasses.replace(record, shape=(rows, *filter_shape(conv)[1:]))
         if record.filter_set != EXPECTED:

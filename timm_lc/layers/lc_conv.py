@@ -12,7 +12,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
-from timm_lc.arguments import check_count
+from timm_lc.arguments import check_count, device_of
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
@@ -177,7 +177,7 @@ class LCConv2d(nn.Module):
         self.pads_same = isinstance(conv, Conv2dSame)
         rows, has_bias, dtype = expansion * conv.out_channels, conv.bias is not None, conv.weight.dtype
         # built empty: drawing PyTorch's own initial filters would cost time and move the global random state
-        self.spatial = plain_convolution(conv, rows, bias=False).to_empty(device=device or torch.empty(0).device)
+        self.spatial = plain_convolution(conv, rows, bias=False).to_empty(device=device_of(device))
         self.pointwise = nn.Conv2d(
             rows, conv.out_channels, 1, groups=conv.groups, bias=has_bias, device=device, dtype=dtype
         )

@@ -12,6 +12,7 @@ from timm.models import is_model, load_state_dict
 from torch import Tensor, nn
 
 from timm_lc._timm import name_local_weights
+from timm_lc.arguments import device_of
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.recorded import RECORD
 from timm_lc.naming import PREFIX, architecture_of, stock_name
@@ -51,7 +52,7 @@ def build_adapted(
     base = str(options.base)
     if cfg is not None:  # timm takes the number of classes from there, unless it is given
         kwargs.setdefault('num_classes', cfg['num_classes'])
-    on_meta = torch.device(device or torch.empty(0).device).type == 'meta'
+    on_meta = device_of(device).type == 'meta'
     model = _load(name, base, pretrained=not on_meta, device='meta' if on_meta else None, **kwargs)
     _check_architecture(name, base, architecture_of(model))
     if any(is_frozen(module) for module in model.modules()) or architecture_of(model) == name:

@@ -77,9 +77,8 @@ def _best(runs: list[dict[str, Any]], task: str) -> dict[str, tuple[float, list[
         for run in runs:
             if (run['task'], run['method']) == (task, method):
                 found.setdefault(run['lr'], []).append(run)
-        if found:
-            lr = max(found, key=lambda lr: statistics.fmean(run['accuracy'] for run in found[lr]))
-            best[method] = lr, sorted(found[lr], key=lambda run: run['seed'])
+        lr = max(found, key=lambda lr: statistics.fmean(run['accuracy'] for run in found[lr]))
+        best[method] = lr, sorted(found[lr], key=lambda run: run['seed'])
     return best
 
 
