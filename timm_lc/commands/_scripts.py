@@ -5,7 +5,6 @@ Importing this package has registered the names, so a script only has to run in 
 
 import hashlib
 import os
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +69,8 @@ def run_script(script: Path, arguments: Sequence[str]) -> None:
     sys.argv[:] = [str(script), *arguments]
     if not getattr(sys.flags, 'safe_path', False):  # `python -P` puts no folder of a script there
         sys.path[0] = str(script.resolve().parent)
+    import runpy
+
     runpy.run_path(str(script), run_name='__main__')
 
 
