@@ -12,7 +12,7 @@ PACKAGE = Path(timm_lc.__file__).parent
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
     'layers': [
-        'recorded', 'shared', 'sliced', 'changes', 'frozen', 'verify', 'packing', 'gram', 'implicit', 'ranks',
+        'bound', 'recorded', 'shared', 'sliced', 'changes', 'frozen', 'verify', 'packing', 'gram', 'implicit', 'ranks',
         'lc_conv', 'lc_pair', 'held', 'adapter', 'norm_packing',
     ],
     'optim': [],

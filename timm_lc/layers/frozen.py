@@ -4,7 +4,6 @@ A frozen convolution keeps its class and forward: its `weight` becomes a buffer 
 `record` that is present. A shared one takes its `weight` from the `SharedFilters` that all of them hold.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord, check_filters, fingerprint, layer_stream
+from timm_lc.layers.bound import BoundMethod
 from timm_lc.layers.changes import Seen, mark_seen, save_present_filters
 from timm_lc.layers.recorded import (
     RECORD,
@@ -123,7 +123,7 @@ def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor, crc: int | None
     conv.register_buffer(RECORD, encode(record, 0, like))
     conv.filter_record, conv.seen, conv.is_unfilled = record, Seen(), like.is_meta
     for name, method in _METHODS.items():
-        setattr(conv, name, functools.partial(method, conv))
+        setattr(conv, name, BoundMethod(method, conv))
     _register_once(conv._load_state_dict_pre_hooks, conv.register_load_state_dict_pre_hook, _load_filters)
     _register_once(conv._state_dict_hooks, conv.register_state_dict_post_hook, save_present_filters)
     if like.is_meta:
@@ -320,10 +320,6 @@ def _load_as_weight(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str)
     del state_dict[prefix + RECORD]
     state_dict.pop(prefix + 'shared.vector', None)
     state_dict[prefix + 'weight'] = fit(filters, conv)
-
-
-def _values(record: FilterRecord, length: int) -> Tensor:
-    return torch.from_numpy(record.unit_values()[:length])
 
 
 def _equal(stored: Tensor, filters: Tensor) -> bool:

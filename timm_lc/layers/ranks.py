@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_lc.filters import KEPT, FilterRecord
+from timm_lc.layers.bound import BoundMethod
 from timm_lc.layers.changes import is_changed, kept_digits
 from timm_lc.layers.frozen import adopt, freeze_convolution, remove_hook
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -27,16 +28,21 @@ class LeftToRanks(list[str]):
 
     def __init__(self, names: list[str], model: nn.Module) -> None:
         super().__init__(names)
-        self.model = model
+        self.announce = BoundMethod(_announce, model)
 
     def __iter__(self) -> Iterator[str]:
         if distributed.is_available() and distributed.is_initialized():
-            remove_hook(self.model._forward_pre_hooks, _compare_filters)
-            self.model.register_forward_pre_hook(_compare_filters)
+            self.announce()
         return super().__iter__()
 
     def __reduce__(self) -> tuple:  # the inherited one would iterate
-        return LeftToRanks, (self[:], self.model)
+        return LeftToRanks, (self[:], self.announce.module())
+
+
+def _announce(model: nn.Module) -> None:
+    """Let `model` compare its filters at its next forward."""
+    remove_hook(model._forward_pre_hooks, _compare_filters)
+    model.register_forward_pre_hook(_compare_filters)
 
 
 @torch.compiler.disable

@@ -1,6 +1,5 @@
 """Frozen random filters in any network (section 4): `freeze_spatial`."""
 
-import functools
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from timm_lc.filters import (
     check_gain,
     check_seed,
 )
+from timm_lc.layers.bound import BoundMethod
 from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -100,7 +100,7 @@ def settle(model: nn.Module) -> None:
     ]
     model._ddp_params_and_buffers_to_ignore = LeftToRanks(names, model)
     if callable(getattr(model, 'init_weights', None)):
-        model.init_weights = functools.partial(_init_weights, model)
+        model.init_weights = BoundMethod(_init_weights, model)
 
 
 def unsettle(model: nn.Module) -> None:
