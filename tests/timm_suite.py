@@ -3,7 +3,7 @@
 The file comes from timm's source distribution of the installed version: pip downloads it, or TIMM_SDIST names a folder
 that holds it extracted. Tests of pretrained weights, which need the network, are left out. timm offers some tests by
 file of origin (`forward_intermediates`), which lc_ names lack: counted as not offered. It spares some networks a test
-by name (`densenet*` TorchScript), which lc_ names escape: failures there are noted.
+or a check by name (`densenet*` TorchScript), which lc_ names escape: failures there are noted.
 """
 
 import argparse
@@ -39,6 +39,8 @@ FAMILIES = (
     'lc_skresnet18', 'lc_starnet_s050', 'lc_tresnet_m', 'lc_vgg11', 'lc_ese_vovnet19b_slim_dw', 'lc_legacy_xception',
     'lc_xception41p',
 )  # fmt: skip
+# tests that spare a network one of their checks by the start of its name: unpadded ones have smaller features
+SPARED = {'test_model_forward_features': ('inception_v3', 'inception_v4', 'inception_resnet_v2')}
 OUTCOMES = ('passed', 'failed', 'skipped')
 
 
@@ -140,9 +142,9 @@ def report(names, bases, outcomes):
             problems.append(f'{name}: no test was collected')
         for function, result in mine.items():
             if result == 'failed' or (result == 'skipped' and theirs.get(function) != 'skipped'):
-                spared = base and function not in theirs
+                spared = base and (function not in theirs or base.startswith(SPARED.get(function, ())))
                 (notes if spared else problems).append(f'{name}: {function} {result}, base {theirs.get(function, "-")}')
-    print('\n'.join(['', *(f'{note}: timm spares the base this test' for note in notes), *problems]))
+    print('\n'.join(['', *(f'{note}: timm spares the base this by its name' for note in notes), *problems]))
     print('no failure and no new skip' if not problems else f'{len(problems)} problems')
     return bool(problems)
 
