@@ -88,7 +88,7 @@ def matched_convolutions(model: nn.Module, filter_fn: FilterFn | None) -> list[t
     """Return all of `spatial_convolutions`, at least one.
 
     Raises:
-        ValueError: If nothing matches.
+        ValueError: If nothing matches, or another tool computes the weight of one.
     """
     matched = list(spatial_convolutions(model, filter_fn))
     if not matched:
@@ -96,6 +96,12 @@ def matched_convolutions(model: nn.Module, filter_fn: FilterFn | None) -> list[t
             'has no spatial convolution' if filter_fn is None else 'has no spatial convolution that `filter_fn` accepts'
         )
         raise ValueError(f'{type(model).__name__} {reason}')
+    for name, conv in matched:
+        if 'weight' in vars(conv) or 'weight' in getattr(conv, 'parametrizations', ()):
+            raise ValueError(
+                f'layer `{name}` has a weight that another tool computes (weight norm, pruning, a parametrization): '
+                'let that tool make it an ordinary one first'
+            )
     return matched
 
 

@@ -247,6 +247,13 @@ def test_table_1s_network_folded_takes_little_space(tmp_path):
     assert done.comparisons[0].agreement == 1
 
 
+def test_a_network_in_training_is_refused_and_untouched(tmp_path):
+    model = timm.create_model('lc_resnet20_16x1').train()
+    with pytest.raises(ValueError, match='`model` must be in eval mode'):
+        export(model, 'safetensors', tmp_path)
+    assert (model.bn1.running_mean == 0).all()
+
+
 def test_safetensors_is_the_network_as_it_is(tmp_path):
     model = network('lc_resnet20_16x2', seed=7)
     (comparison,) = export(model, 'safetensors', tmp_path / 'whole').comparisons

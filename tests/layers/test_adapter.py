@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import nn
+from torch.nn.utils import prune
 
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape
@@ -105,6 +106,57 @@ def test_fuse_returns_the_ordinary_convolution_and_leaves_the_layer():
     assert [name for name, _ in fused.named_parameters()] == ['weight', 'bias']
     torch.testing.assert_close(fused(x), layer(x))
     assert is_held(layer.base)
+
+
+def by_pruning(layer):
+    prune.l1_unstructured(layer.pointwise, 'weight', amount=0.5)
+    with torch.no_grad():
+        layer.pointwise.weight_orig *= 2
+    return layer.pointwise.weight_orig * layer.pointwise.weight_mask, 1, 0
+
+
+def by_another_convolution(layer):
+    more = nn.Conv2d(layer.pointwise.in_channels, layer.pointwise.out_channels, 1, bias=False)
+    weight = layer.pointwise.weight + more.weight
+    layer.pointwise = nn.Sequential(layer.pointwise)
+    layer.pointwise.forward = lambda x: F.conv2d(x, weight)
+    return weight, 1, 0
+
+
+def by_a_hook_of_the_filters(layer):
+    layer.spatial.register_forward_hook(lambda module, args, output: output * 2)
+    return layer.pointwise.weight, 2, 0
+
+
+def by_a_hook_of_the_base(layer):
+    layer.base.register_forward_hook(lambda module, args, output: output + 1)
+    return layer.pointwise.weight, 1, 1
+
+
+TOOLS = [by_pruning, by_another_convolution, by_a_hook_of_the_filters, by_a_hook_of_the_base]
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+@pytest.mark.parametrize('kind', [nn.Conv2d, Conv2dSame])
+def test_a_tool_on_a_child_acts_as_on_three_convolutions(tool, kind):
+    conv = kind(4, 6, 3, stride=2, bias=True)
+    twin = copy.deepcopy(conv)
+    layer = AdaptedConv2d(conv, FilterRecord(adapter_shape(conv, 3)))
+    nn.init.normal_(layer.pointwise.weight)
+    coefficients, factor, offset = tool(layer)
+    plain, x = copy.deepcopy(twin), torch.randn(2, 4, 9, 9)
+    with torch.no_grad():
+        plain.weight.copy_(torch.einsum('or,rikl->oikl', coefficients.flatten(1), layer.spatial.weight))
+        plain.bias.zero_()
+        expected = twin(x) + factor * plain(x) + offset
+    for _ in range(2):  # the graph of a weight that a tool computed once would be gone after the first
+        with pytest.warns(UserWarning, match='it computes by three convolutions'):
+            output = layer(x)
+        torch.testing.assert_close(output, expected)
+        if tool is by_pruning:
+            output.sum().backward()
+    with pytest.raises(RuntimeError, match='of an AdaptedConv2d is hooked, replaced or reparameterised'):
+        layer.fuse()
 
 
 def test_release_gives_the_convolution_back():

@@ -60,5 +60,7 @@ def test_a_shallow_copy_says_that_its_module_is_gone():
     conv = freeze_spatial(nn.Sequential(nn.Conv2d(3, 4, 3)))[0]
     left = copy.copy(conv)
     del conv
-    with pytest.raises(ReferenceError, match='`reset_parameters`'):
-        left.reset_parameters()
+    with pytest.raises(ReferenceError, match='`_apply` belongs to a module that is gone'):
+        left.half()
+    with pytest.raises(ReferenceError, match='`init_weights`'):
+        copy.copy(freeze_spatial(timm.create_model('resnet18'))).init_weights()

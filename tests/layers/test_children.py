@@ -145,7 +145,7 @@ def test_a_hook_sees_what_two_convolutions_compute_and_leaves_nothing(register, 
 def test_merging_a_block_with_a_tool_on_it_is_refused(tool, build):
     block = build()
     tool(block)
-    with pytest.raises(RuntimeError, match='of an LC-Block is hooked, replaced or reparameterised by another tool'):
+    with pytest.raises(RuntimeError, match='of an LCConv2d is hooked, replaced or reparameterised by another tool'):
         block.fuse()
 
 

@@ -1,6 +1,7 @@
 """The implicit LC-Block against the explicit one, whose P and W are the oracle: the same trajectory under SGD."""
 
 import copy
+import dataclasses
 import pickle
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from timm.layers import Conv2dSame, StdConv2d
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, fold, freeze_spatial, prune_pointwise, share_weights, to_implicit
@@ -308,6 +310,39 @@ def test_checkpoint_is_plain_sized_and_its_record_is_adopted(filters):
     other = LCConv2d(4, 6, 3, expansion=2, seed=1, implicit=True)
     other.load_state_dict(state)
     assert_alike(other, block)
+
+
+def test_a_refused_checkpoint_leaves_the_block_as_it_was():
+    model = nn.Sequential(LCConv2d(3, 4, 3, expansion=8, implicit=True))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other = nn.Sequential(LCConv2d(3, 4, 3, expansion=8, implicit=True, seed=5)).state_dict()
+    wrong = torch.from_numpy(dataclasses.replace(model[0].filter_record, seed=5).encode(1))  # with no such fingerprint
+    for record in (wrong, other['0.lc_record'] + 7):
+        state = {**other, '0.lc_record': record}
+        with pytest.raises(RuntimeError, match='layer `0`'):
+            model.load_state_dict(state)
+        assert torch.equal(model[0].lc_record, before['0.lc_record'])
+        assert model[0].filter_record.seed == 0
+    model.load_state_dict(before)
+
+
+def test_an_assigned_weight_is_known_to_optimizers():
+    model = nn.Sequential(LCConv2d(3, 4, 3, expansion=8, implicit=True))
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(ValueError, match='implicit'):
+        create_optimizer_v2(model, 'l1sgd', lr=0.1, l1=1e-4)
+
+
+def test_implicit_is_a_positional_argument_too():
+    block = LCConv2d(3, 4, 3, 1, 0, 1, 1, False, 'zeros', 8, True, True, 7)
+    assert isinstance(block, ImplicitLCConv2d)
+    assert (block.expansion, block.filter_record.seed) == (8, 7)
+
+
+def test_another_seed_is_refused_by_name():
+    model = nn.Sequential(LCConv2d(3, 4, 3, expansion=8, implicit=True))
+    with pytest.raises(ValueError, match='`seed` is 7, but layer `0` learns by filters of seed 0: build it anew'):
+        freeze_spatial(model, seed=7)
 
 
 def test_loading_verifies_the_fingerprint():

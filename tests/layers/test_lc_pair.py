@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import timm_lc
+from timm_lc import add_linear_combinations
 from timm_lc.layers.lc_pair import BETWEEN, LCPair
 
 
@@ -42,6 +43,14 @@ def test_network_has_the_explicit_networks_filters_and_saves_and_loads(between, 
 def test_learnable_pair_learns_its_filters():
     model = timm.create_model('lc_resnet_cifar', depth=8, width=4, expansion=2, between='relu', freeze_spatial=False)
     assert model.conv1.spatial.weight.requires_grad
+
+
+def test_pair_is_a_block_already():
+    model = timm.create_model('lc_resnet20_16x2', between='relu')
+    before = str(model)
+    assert str(add_linear_combinations(model, 2)) == before
+    with pytest.raises(ValueError, match='has LC-Blocks of 2'):
+        add_linear_combinations(model, 4)
 
 
 def test_pair_does_not_fold():

@@ -14,7 +14,7 @@ from timm.models import adapt_input_conv
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 
-from timm_lc import LCConv2d, add_linear_combinations, count_parameters, freeze_spatial, share_weights
+from timm_lc import LCConv2d, add_linear_combinations, count_parameters, fold, freeze_spatial, share_weights
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.transforms.freeze import seed_spatial
 
@@ -239,6 +239,8 @@ def test_meta_network_is_filled_after_to_empty(fill, build, stock, images):
     model.to_empty(device='cpu')
     with pytest.raises(RuntimeError, match='built on the meta device are not there yet: after `to_empty` call'):
         outputs(model, images)
+    with pytest.raises(RuntimeError, match='built on the meta device are not there yet: after `to_empty` call'):
+        fold(model)
     if fill == 'init':
         for module in model.modules():
             if hasattr(module, 'init_non_persistent_buffers'):

@@ -249,6 +249,29 @@ def test_removal_brings_a_replaced_classifier_back(stock, images):
     assert torch.equal(model(images), expected)
 
 
+def test_a_classifier_comes_back_in_the_type_of_the_network(stock, images):
+    model = stock()
+    expected = model(images)
+    add_adapters(model, 4).reset_classifier(9)
+    output = remove_adapters(model.double())(images.double())
+    assert output.dtype == torch.float64
+    torch.testing.assert_close(output.float(), expected)
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [timm_lc.freeze_spatial, timm_lc.share_weights, lambda model: timm_lc.add_linear_combinations(model, 2)],
+)
+def test_a_base_with_adapters_gets_no_random_filters(stock, images, transform):
+    model = stock()
+    before, expected = state_of(model), model(images)
+    add_adapters(model, 4)
+    with pytest.raises(ValueError, match='has adapters: change its base before'):
+        transform(model)
+    assert torch.equal(model(images), expected)
+    assert same_state(remove_adapters(model), before)
+
+
 def test_filter_fn_narrows_what_is_adapted(stock):
     model = add_adapters(stock(), 4, filter_fn=lambda module, name: name.startswith('layer3'))
     names = [name for name, module in model.named_modules() if isinstance(module, AdaptedConv2d)]

@@ -128,6 +128,38 @@ def test_weights_outside_the_span_are_refused_with_the_numbers():
         to_explicit(model)
 
 
+@pytest.mark.parametrize('implicit', [True, False])
+def test_a_refused_conversion_leaves_model_and_optimizer_as_they_were(implicit):
+    model = nn.Sequential(LCConv2d(4, 4, 3, expansion=40, implicit=implicit), LCConv2d(4, 4, 3, implicit=implicit))
+    optimizer = torch.optim.SGD(model.parameters(), **OPTIMIZER)
+    learned = list(model.parameters())
+    with torch.no_grad():
+        (model[1].weight if implicit else model[1].spatial.weight).normal_()
+    with pytest.raises(ValueError, match='layer `1`'):
+        (to_explicit if implicit else to_implicit)(model, optimizer)
+    groups = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    assert all(now is then for now, then in zip(groups, learned, strict=True))
+    assert all(now is then for now, then in zip(model.parameters(), learned, strict=True))
+
+
+def test_blocks_of_one_weight_stay_tied():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, padding=1)).double()
+    model[2].weight = model[0].weight
+    twin = add_linear_combinations(model, 12)
+    model = copy.deepcopy(twin)
+    optimizers = [torch.optim.SGD(m.parameters(), **OPTIMIZER) for m in (twin, model)]
+    to_implicit(model, optimizers[1])
+    assert model[0].weight is model[2].weight
+    for m, optimizer in zip((twin, model), optimizers, strict=True):
+        train(m, optimizer, range(5))
+    assert_near(model, twin, 1e-10)
+    to_explicit(model, optimizers[1])
+    assert model[0].pointwise.weight is model[2].pointwise.weight
+    for m, optimizer in zip((twin, model), optimizers, strict=True):
+        train(m, optimizer, range(5, 10))
+    assert_near(model, twin, 1e-10)
+
+
 def test_ill_conditioned_filters_are_refused_with_the_number(monkeypatch):
     model = nn.Sequential(LCConv2d(4, 4, 3, expansion=9, implicit=True, seed=4))
     monkeypatch.setattr('timm_lc.transforms.convert._TOLERANCE', 1e-6)

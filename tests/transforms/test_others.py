@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from timm_lc import add_linear_combinations, count_parameters, freeze_spatial, prune_pointwise, share_weights, verify
 from timm_lc.layers.lc_conv import LCConv2d
@@ -130,3 +131,16 @@ def test_pruning_a_block_of_1x1_filters_prunes_what_it_learns(freeze):
 def test_networks_by_their_lc_name_leave_channel_attention_in_silence():
     model = timm.create_model('lc_ecaresnet26t')  # whose convolutions over channels have one dimension
     assert any(isinstance(module, nn.Conv1d) for module in model.modules())
+
+
+@every_transform
+@pytest.mark.parametrize(
+    'tool', [parametrizations.weight_norm, lambda conv: prune.l1_unstructured(conv, 'weight', amount=0.5)]
+)
+def test_a_weight_that_another_tool_computes_is_refused_by_its_layers_name(tool, transform):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    tool(model[1])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match='layer `1` has a weight that another tool computes'):
+        transform(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -19,11 +19,10 @@ from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.packing import add_unpacking
 from timm_lc.layers.recorded import decode
 from timm_lc.naming import PREFIX
-from timm_lc.transforms.adapt import ADAPTER_GAIN, adapt, changed_layers, is_adapted, remove_adapters
+from timm_lc.transforms.adapt import ADAPTER_GAIN, adapt, changed_layers, is_adapted, recorded_base, remove_adapters
 from timm_lc.transforms.fingerprint import (
     FINGERPRINT,
     classifiers,
-    decode_checksums,
     describe_difference,
     fingerprint_base,
 )
@@ -183,10 +182,7 @@ def _arguments(file: AdapterFile) -> dict[str, Any]:
 
 def _check_base(model: nn.Module, file: AdapterFile, path: Path) -> None:
     """Raise `ValueError` if `model` is not the base of the file."""
-    if is_adapted(model):
-        base = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
-    else:
-        base = fingerprint_base(model)
+    base = recorded_base(model) if is_adapted(model) else fingerprint_base(model)
     difference = describe_difference(base, file.tensors[FINGERPRINT])
     if difference:
         raise ValueError(f'{path} is an adapter of another base, {file.base}: {difference}')

@@ -6,12 +6,13 @@ from torch import nn
 
 from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.facts import Facts
-from timm_lc.checkpoints.origin import base_repository, is_adapted, origin
+from timm_lc.checkpoints.origin import base_repository, origin
 from timm_lc.checkpoints.usage import PlainForm, usage
 from timm_lc.inputs import input_size
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.naming import architecture_of, class_names
+from timm_lc.transforms.adapt import is_adapted
 
 __all__ = ['MARKER', 'model_card']
 

@@ -132,7 +132,7 @@ def load_model(path: str | Path, name: str | None = None, **model_kwargs: Any) -
         args = train_arguments(path, checkpoint)
         name = name or args.get('model')
         if name is None:
-            raise ValueError(f'{path} does not tell its architecture: give `--model`')
+            raise ValueError(f'{path} does not tell its architecture: give its name, `--model` in a command')
         model = timm.create_model(name, **{**_arguments(args), **model_kwargs})
         model.load_state_dict(_weights(checkpoint))
     except RuntimeError as error:

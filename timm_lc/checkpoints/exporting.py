@@ -99,6 +99,8 @@ def export(
         ['README.md', 'config.json', 'model.safetensors']
     """
     _check(form, sparse=sparse, dtype=dtype, has_data=data_dir is not None, limit=limit)
+    if model.training:
+        raise ValueError('`model` must be in eval mode, in which it is compared: call `model.eval()` first')
     sets: dict[str, Iterable[Any]] = {'random images': _random_images(model)}
     if data_dir is not None:
         sets[str(data_dir)] = folder_loader(model, data_dir, batch_size=32, limit=limit)

@@ -3,18 +3,14 @@
 from timm.models import is_model
 from torch import nn
 
-from timm_lc.filters import RECORD_BITS
+from timm_lc.filters import RECORD_DIGITS
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.transforms.adapt import is_adapted
 
-__all__ = ['base_repository', 'is_adapted', 'origin']
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Return whether a network has adapters."""
-    return any(isinstance(module, AdaptedConv2d) for module in model.modules())
+__all__ = ['base_repository', 'origin']
 
 
 def origin(model: nn.Module, *, is_written_out: bool = False) -> str:
@@ -51,7 +47,7 @@ def origin(model: nn.Module, *, is_written_out: bool = False) -> str:
     elif seeds:
         text += (
             f' The filters are not in the file: loading draws them again, from seed {", ".join(map(str, seeds))} and a '
-            f'record of {RECORD_BITS} bits a layer, and verifies their checksum.'
+            f'record of {RECORD_DIGITS} hexadecimal digits a layer, and verifies their checksum.'
         )
     return text
 

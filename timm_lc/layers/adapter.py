@@ -16,7 +16,8 @@ from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.frozen import freeze_convolution, refuse_unfilled
 from timm_lc.layers.held import hold_tensors, release_tensors
-from timm_lc.layers.lc_conv import combine
+from timm_lc.layers.implicit import plain_convolution
+from timm_lc.layers.lc_conv import combine, is_plain, refuse_hooked, warn_of_hooks
 
 __all__ = ['AdaptedConv2d', 'adapter_shape', 'check_class']
 
@@ -47,7 +48,8 @@ class AdaptedConv2d(nn.Module):
     """A convolution of weight W_0 + P W: its own, held, and learned combinations of frozen random filters.
 
     Each forward forms P W, adds it and convolves once: the activation of W never exists. The convolutions are the
-    children `base`, W_0 with its bias, `spatial`, W, and `pointwise`, P, 0 at first; none is called.
+    children `base`, W_0 with its bias, `spatial`, W, and `pointwise`, P, 0 at first; none is called
+    unless another tool has hooked or replaced one.
 
     Args:
         conv: The trained convolution, which becomes the child `base`; its tensors are held.
@@ -74,8 +76,7 @@ class AdaptedConv2d(nn.Module):
         self.groups, self.rank = conv.groups, rows // conv.groups
         self.pads_same = isinstance(conv, Conv2dSame)
         geometry: dict[str, Any] = {'groups': conv.groups, 'bias': False, 'device': 'meta', 'dtype': conv.weight.dtype}
-        spatial = nn.Conv2d(conv.in_channels, rows, conv.kernel_size, **geometry)
-        self.spatial = spatial.to_empty(device=conv.weight.device)
+        self.spatial = plain_convolution(conv, rows, bias=False).to_empty(device=conv.weight.device)
         freeze_convolution(self.spatial, record)
         self.pointwise = nn.Conv2d(rows, conv.out_channels, 1, **geometry)
         self.pointwise.weight = nn.Parameter(conv.weight.new_zeros(conv.out_channels, self.rank, 1, 1))
@@ -90,20 +91,29 @@ class AdaptedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C_in, H, W) with the effective weight."""
         if not torch.jit.is_scripting():
-            self._refuse_unfilled(x)
+            self._refuse_unfilled()
+            if not (is_plain(self.base) and is_plain(self.spatial) and is_plain(self.pointwise)):
+                warn_of_hooks('an adapted layer', 'three convolutions, with an activation of its rank')
+                return self.base(x) + self.pointwise(self.spatial(x))
         if self.pads_same:
             x = pad_same(x, self.base.kernel_size, self.base.stride, self.base.dilation)
         return self.base._conv_forward(x, self.effective_weight(), self.base.bias)
 
-    def _refuse_unfilled(self, x: Tensor) -> None:
+    def _refuse_unfilled(self) -> None:
         if self.lost_base and not self.base.weight.is_meta:
             raise RuntimeError('the base of a network adapted on the meta device is not there: build it on a device')
         if self.spatial.is_unfilled:
-            refuse_unfilled(self.spatial, x)
+            refuse_unfilled(self.spatial, None)
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """Return the ordinary convolution with the same outputs; W_0 + P W is formed in float64."""
+        """Return the ordinary convolution with the same outputs; W_0 + P W is formed in float64.
+
+        Raises:
+            RuntimeError: If another tool has hooked or replaced one of the convolutions.
+        """
+        self._refuse_unfilled()
+        refuse_hooked(self)
         product = combine(self.pointwise.weight.double(), self.spatial.weight.double(), self.groups)
         fused = copy.deepcopy(self.base)
         release_tensors(fused)

@@ -14,22 +14,33 @@ __all__ = ['BoundMethod']
 
 
 class BoundMethod:
-    """`function` with `module` as its first argument, as an attribute of that module; copies belong to its copies."""
+    """`function` with `module` as its first argument, as the attribute `name` of that module.
 
-    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
+    A deep copy or a pickle belongs to the copied module, a shallow copy to the module that it was copied from.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], module: nn.Module) -> None:
+        self.name = name
         self.function = function
-        self.module = weakref.ref(module)
+        self.reference = weakref.ref(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it.
+        """Call it; raise as `owner`."""
+        return self.function(self.owner(), *args, **kwargs)
+
+    def owner(self) -> nn.Module:
+        """Return the module.
 
         Raises:
-            ReferenceError: If the module is gone, of which a shallow copy has the method.
+            ReferenceError: If it is gone.
         """
-        module = self.module()
+        module = self.reference()
         if module is None:
-            raise ReferenceError(f'the module that `{self.function.__name__.lstrip("_")}` belongs to is gone')
-        return self.function(module, *args, **kwargs)
+            raise ReferenceError(
+                f'`{self.name}` belongs to a module that is gone: keep a name for it while its method runs, and copy '
+                'it by `copy.deepcopy`'
+            )
+        return module
 
     def __reduce__(self) -> tuple:
-        return BoundMethod, (self.function, self.module())
+        return BoundMethod, (self.name, self.function, self.owner())

@@ -53,7 +53,7 @@ def describe_filters(conv: nn.Conv2d) -> str:
     is_recycled = 0 < record.period < record.numel
     period = f', period={record.period}' if is_recycled else ''
     chosen = f', filters={record.set_name}' if record.set_name != 'uniform' else ''
-    return f'{"shared" if record.is_shared else "frozen"}, seed={record.seed}{period}{chosen}'
+    return f'{"shared" if is_shared(conv) else "frozen"}, seed={record.seed}{period}{chosen}'
 
 
 def named_record(
@@ -104,6 +104,8 @@ def share_convolution(conv: nn.Conv2d, record: FilterRecord, shared: 'SharedFilt
 
 def thaw_convolution(conv: nn.Conv2d) -> None:
     """Turn a frozen convolution back into an ordinary one of its class, in place: its filters become a parameter."""
+    if conv.is_unfilled:
+        refuse_unfilled(conv, None)
     weight = present_filters(conv).detach()
     if is_shared(conv):
         leave_shared(conv)
@@ -123,7 +125,7 @@ def _attach(conv: nn.Conv2d, record: FilterRecord, like: Tensor, crc: int | None
     conv.register_buffer(RECORD, encode(record, 0, like))
     conv.filter_record, conv.seen, conv.is_unfilled = record, Seen(), like.is_meta
     for name, method in _METHODS.items():
-        setattr(conv, name, BoundMethod(method, conv))
+        setattr(conv, name, BoundMethod(name, method, conv))
     _register_once(conv._load_state_dict_pre_hooks, conv.register_load_state_dict_pre_hook, _load_filters)
     _register_once(conv._state_dict_hooks, conv.register_state_dict_post_hook, save_present_filters)
     if like.is_meta:

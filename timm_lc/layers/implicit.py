@@ -104,6 +104,7 @@ class ImplicitLCConv2d(nn.Conv2d):
         shape = gram_shape(record, block.groups, block._fan())
         block.register_buffer('gram', torch.empty(shape, dtype=conv.weight.dtype, device='meta'), persistent=False)
         block.register_load_state_dict_pre_hook(_load_block)
+        block.register_load_state_dict_post_hook(_mark_loaded)
         block._mark()
         return block.train(conv.training)
 
@@ -170,16 +171,23 @@ class ImplicitLCConv2d(nn.Conv2d):
             ValueError: If they have not, or the record is of another geometry.
         """
         if record == self.filter_record and not self.is_unfilled:
-            built = None
-            found = decode(self.lc_record)[1]
-        else:
-            self._take(record)
-            built = self._build()
-            found = built.crc
-        if found != crc:
-            raise ValueError('the filters drawn from its record do not match the fingerprint in it')
-        if built is not None and torch.device(device).type != 'meta':
+            _verify(decode(self.lc_record)[1], crc)
+            return
+        built = self._rebuild(record, crc)
+        if torch.device(device).type != 'meta':
             self._place(built, device)
+
+    def _rebuild(self, record: FilterRecord, crc: int, pointwise: np.ndarray | None = None) -> Gram:
+        """Build what another record gives; if it is refused, the block stays as it was."""
+        before = self.filter_record
+        self._take(record)
+        try:
+            built = self._build(pointwise)
+            _verify(built.crc, crc)
+        except ValueError:
+            self._take(before)
+            raise
+        return built
 
     def init_non_persistent_buffers(self) -> None:
         """Build G after `to_empty`, of the record that a loader has put there or else of the block's own."""
@@ -261,6 +269,18 @@ def _load_block(
         state_dict[prefix + _RECORD] = torch.from_numpy(block.filter_record.encode(decode(bits)[1]))
     except ValueError as error:
         error_msgs.append(f'layer `{prefix[:-1]}`: {error}')
+        if prefix + _RECORD in state_dict:
+            state_dict[prefix + _RECORD] = block.lc_record  # torch goes on to copy what is there
+
+
+def _verify(found: int, crc: int) -> None:
+    if found != crc:
+        raise ValueError('the filters drawn from its record do not match the fingerprint in it')
+
+
+def _mark_loaded(block: ImplicitLCConv2d, incompatible: Any) -> None:
+    """Mark the weight, which `assign=True` has replaced."""
+    block._mark()
 
 
 def _convert(block: ImplicitLCConv2d, state_dict: dict[str, Tensor], prefix: str) -> None:
@@ -272,10 +292,7 @@ def _convert(block: ImplicitLCConv2d, state_dict: dict[str, Tensor], prefix: str
     pointwise = state_dict.pop(prefix + 'pointwise.weight')
     for name in ('spatial.weight', 'spatial.shared.vector'):  # what a scripted model spells out
         state_dict.pop(prefix + name, None)
-    block._take(record)
-    built = block._build(pointwise.detach().double().flatten(1).cpu().numpy())
-    if built.crc != crc:
-        raise ValueError('the filters drawn from its record do not match the fingerprint in it')
+    built = block._rebuild(record, crc, pointwise.detach().double().flatten(1).cpu().numpy())
     state_dict[prefix + 'weight'] = torch.from_numpy(built.product).view(block.weight.shape).to(pointwise.dtype)
     if prefix + 'pointwise.bias' in state_dict:
         state_dict[prefix + 'bias'] = state_dict.pop(prefix + 'pointwise.bias')

@@ -99,12 +99,11 @@ class LCConv2d(nn.Module):
         (torch.Size([1, 32, 8, 8]), torch.Size([256, 16, 3, 3]))
     """
 
-    def __new__(cls, *args: Any, implicit: bool = False, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return a block of this form, or of the implicit one, a class of its own."""
-        if not implicit:
-            return super().__new__(cls)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
-        return cls._implicit(**dict(zip(names, args, strict=False)), **kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return cls._implicit(**given) if given.pop('implicit', False) else super().__new__(cls)
 
     @classmethod
     def _implicit(
@@ -206,22 +205,13 @@ class LCConv2d(nn.Module):
             # `spatial`, whose hook refuses, is never called
             if getattr(self.spatial, 'is_unfilled', False):
                 refuse_unfilled(self.spatial, x)
-            if not (_is_plain(self.spatial) and _is_plain(self.pointwise)):
-                return self._two_convolutions(x)
+            if not (is_plain(self.spatial) and is_plain(self.pointwise)):
+                warn_of_hooks('an LC-Block', 'two convolutions, with the activation of E*C_out channels')
+                return self.pointwise(self.spatial(x))
         weight = self.effective_weight()
         if self.pads_same:
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)
         return self.spatial._conv_forward(x, weight, self.pointwise.bias)
-
-    @torch.jit.unused
-    def _two_convolutions(self, x: Tensor) -> Tensor:
-        """Call the children, which some tool has hooked, replaced or reparameterised."""
-        warnings.warn(
-            'another tool has hooked or replaced a convolution of an LC-Block: it computes by two convolutions, with '
-            'the activation of E*C_out channels between them, which takes more time and memory',
-            stacklevel=2,
-        )
-        return self.pointwise(self.spatial(x))
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
@@ -230,12 +220,9 @@ class LCConv2d(nn.Module):
         Raises:
             RuntimeError: If another tool has hooked or replaced one of the two convolutions.
         """
-        for name, child in (('spatial', self.spatial), ('pointwise', self.pointwise)):
-            if not _is_plain(child):
-                raise RuntimeError(
-                    f'`{name}` of an LC-Block is hooked, replaced or reparameterised by another tool, which merging '
-                    'would lose: let that tool merge or remove its own first'
-                )
+        if getattr(self.spatial, 'is_unfilled', False):
+            refuse_unfilled(self.spatial, None)
+        refuse_hooked(self)
         fused = plain_convolution(self.spatial, self.out_channels, bias=self.pointwise.bias is not None)
         fused = fused.to_empty(device=self.pointwise.weight.device).train(self.training)
         filters = present_filters(self.spatial)
@@ -260,7 +247,7 @@ class LCConv2d(nn.Module):
         return f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion}'
 
 
-def _is_plain(conv: nn.Module) -> bool:
+def is_plain(conv: nn.Module) -> bool:
     """Return whether `conv` computes with its weight alone: what a tool hangs on it acts when it is called."""
     # not the class: torch.export and parametrizations make subclasses, which compute as their base
     if getattr(type(conv), 'forward', None) not in (nn.Conv2d.forward, Conv2dSame.forward):
@@ -268,6 +255,25 @@ def _is_plain(conv: nn.Module) -> bool:
     ours = all(hook is refuse_unfilled for hook in conv._forward_pre_hooks.values())  # of the meta device
     hooked = not ours or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
     return not hooked and 'forward' not in conv.__dict__
+
+
+def warn_of_hooks(layer: str, way: str) -> None:
+    """Warn, once, that a layer calls its children, on which another tool has hung something."""
+    warnings.warn(
+        f'another tool has hooked or replaced a convolution of {layer}: it computes by {way} between them, which takes '
+        'more time and memory',
+        stacklevel=3,
+    )
+
+
+def refuse_hooked(layer: nn.Module) -> None:
+    """Raise `RuntimeError` if another tool has hooked or replaced a child of `layer`, which merging would lose."""
+    for name, child in layer.named_children():
+        if not is_plain(child):
+            raise RuntimeError(
+                f'`{name}` of an {type(layer).__name__} is hooked, replaced or reparameterised by another tool, which '
+                'merging would lose: let that tool merge or remove its own first'
+            )
 
 
 def _refuse_implicit(

@@ -40,3 +40,8 @@ class LCPair(nn.Sequential):
             operation.append(nn.ReLU())
         self.spatial, self.between, self.pointwise = block.spatial, operation, block.pointwise
         self.train(block.training)
+
+    @property
+    def expansion(self) -> int:
+        """Return E, spatial filters for each output channel."""
+        return self.spatial.out_channels // self.pointwise.out_channels

@@ -28,7 +28,7 @@ class LeftToRanks(list[str]):
 
     def __init__(self, names: list[str], model: nn.Module) -> None:
         super().__init__(names)
-        self.announce = BoundMethod(_announce, model)
+        self.announce = BoundMethod('announce', _announce, model)
 
     def __iter__(self) -> Iterator[str]:
         if distributed.is_available() and distributed.is_initialized():
@@ -36,7 +36,7 @@ class LeftToRanks(list[str]):
         return super().__iter__()
 
     def __reduce__(self) -> tuple:  # the inherited one would iterate
-        return LeftToRanks, (self[:], self.announce.module())
+        return LeftToRanks, (self[:], self.announce.owner())
 
 
 def _announce(model: nn.Module) -> None:

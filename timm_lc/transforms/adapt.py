@@ -37,6 +37,7 @@ __all__ = [
     'changed_layers',
     'is_adapted',
     'learned_norms',
+    'recorded_base',
     'release_base',
     'remove_adapters',
 ]
@@ -191,11 +192,16 @@ def learned_norms(model: nn.Module) -> dict[str, nn.Module]:
     return _norms(model, classifiers(model)) if model.adaptation.norms else {}
 
 
+def recorded_base(model: nn.Module) -> dict[str, int]:
+    """Return the CRC-32 of each layer of the base that an adapted network was made from, by name."""
+    return dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
+
+
 def changed_layers(model: nn.Module) -> list[str]:
     """Return the names of held layers of an adapted network that are not those of its base any more."""
     norms = learned_norms(model)
     present = {name: crc for name, crc in fingerprint_base(model).items() if name not in norms}
-    recorded = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
+    recorded = recorded_base(model)
     return [name for name, crc in present.items() if crc != recorded[name]]
 
 
@@ -247,7 +253,7 @@ def _restore(model: nn.Module, name: str, original: nn.Module) -> None:
     if {key: t.shape for key, t in present.state_dict().items()} == {key: t.shape for key, t in expected.items()}:
         present.load_state_dict(expected)
     else:
-        model.set_submodule(name, original)
+        model.set_submodule(name, original.to(next(model.parameters())))
 
 
 def _check_base(
@@ -265,8 +271,7 @@ def _check_base(
     fingerprint = state_dict.get(prefix + FINGERPRINT)
     if fingerprint is None or model.base_fingerprint.is_meta:
         return
-    present = dict(zip(model.adaptation.layers, decode_checksums(model.base_fingerprint), strict=True))
-    difference = describe_difference(present, fingerprint)
+    difference = describe_difference(recorded_base(model), fingerprint)
     if difference:
         error_msgs.append(f'adapters of another base than {model.adaptation.base}: {difference}')
 

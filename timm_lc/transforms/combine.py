@@ -5,8 +5,10 @@ from torch import nn
 from timm_lc.arguments import check_count, check_module
 from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
+from timm_lc.layers.held import refuse_held
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.sliced import is_shared
 from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
 from timm_lc.transforms.freeze import settle
@@ -44,6 +46,7 @@ def add_linear_combinations(
             filters, or is an LC-Block of another expansion.
     """
     check_module(model)
+    refuse_held(model)
     check_count('expansion', expansion)
     check_seed(seed)
     check_gain(gain)
@@ -73,7 +76,7 @@ def _is_in_block(model: nn.Module, name: str, conv: nn.Conv2d, expansion: int) -
     """Return whether `conv` is in an LC-Block of that expansion already, or raise if it cannot become one."""
     parent = name.rpartition('.')[0]
     holder = conv if isinstance(conv, ImplicitLCConv2d) else model.get_submodule(parent)
-    if isinstance(holder, LCConv2d | ImplicitLCConv2d):
+    if isinstance(holder, LCConv2d | ImplicitLCConv2d | LCPair):
         if holder.expansion != expansion:
             raise ValueError(
                 f'`expansion` is {expansion}, but layer `{parent or name}` has LC-Blocks of {holder.expansion}'

@@ -1,5 +1,7 @@
 """From explicit LC-Blocks to implicit ones and back, in the middle of training: `to_implicit`, `to_explicit`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -43,6 +45,7 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
     check_module(model)
     _check(model, optimizer)
     replacements: dict[nn.Module, nn.Module] = {}
+    momenta: list[Tensor | None] = []
     for name, block in list(model.named_modules()):
         if not isinstance(block, LCConv2d):
             continue
@@ -61,8 +64,8 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
         replacements[block] = implicit.train(block.training)
         if (momentum := _take_momentum(optimizer, block.pointwise.weight)) is not None:
             momentum = implicit.combined(momentum)
-        _exchange(optimizer, block.pointwise.weight, implicit.weight, momentum)
-    replace_modules(model, replacements)
+        momenta.append(momentum)
+    _finish(model, optimizer, replacements, momenta)
     settle(model)
     return model
 
@@ -85,6 +88,7 @@ def to_explicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
     check_module(model)
     _check(model, optimizer)
     replacements: dict[nn.Module, nn.Module] = {}
+    momenta: list[Tensor | None] = []
     for name, block in list(model.named_modules()):
         if not isinstance(block, ImplicitLCConv2d):
             continue
@@ -93,12 +97,33 @@ def to_explicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             weight, momentum = _solve(block, momentum)
         except ValueError as error:
             raise ValueError(f'layer `{name}`: {error}') from None
-        replacements[block] = explicit = _explicit(block, weight)
-        _exchange(optimizer, block.weight, explicit.pointwise.weight, momentum)
-    replace_modules(model, replacements)
+        replacements[block] = _explicit(block, weight)
+        momenta.append(momentum)
+    _finish(model, optimizer, replacements, momenta)
     _share([block.spatial for block in replacements.values() if isinstance(block, LCConv2d)])
     settle(model)
     return model
+
+
+def _finish(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    replacements: dict[nn.Module, nn.Module],
+    momenta: list[Tensor | None],
+) -> None:
+    """Replace the blocks, in place, once all of them are there; those of one weight have one again."""
+    first: dict[int, nn.Module] = {}
+    for (old, new), momentum in zip(replacements.items(), momenta, strict=True):
+        owner = first.setdefault(id(_learned(old).weight), new)
+        _learned(new).weight = _learned(owner).weight
+        if owner is new:
+            _exchange(optimizer, _learned(old).weight, _learned(new).weight, momentum)
+    replace_modules(model, replacements)
+
+
+def _learned(block: Any) -> nn.Conv2d:
+    """Return the convolution whose weight a block learns."""
+    return block if isinstance(block, ImplicitLCConv2d) else block.pointwise
 
 
 def _check(model: nn.Module, optimizer: Optimizer | None) -> None:

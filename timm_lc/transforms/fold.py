@@ -32,6 +32,7 @@ def fold(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If an LC-Block has an operation between its two convolutions (`between=`).
+        RuntimeError: If another tool has hooked or replaced a convolution of a layer that merges.
 
     Example:
         >>> import timm, timm_lc
@@ -45,7 +46,9 @@ def fold(model: nn.Module) -> nn.Module:
     merged = LCConv2d | ImplicitLCConv2d | AdaptedConv2d
     if isinstance(folded, merged):
         return folded.fuse()
-    replace_modules(folded, {module: module.fuse() for module in folded.modules() if isinstance(module, merged)})
+    replace_modules(
+        folded, {module: _fuse(name, module) for name, module in folded.named_modules() if isinstance(module, merged)}
+    )
     release_base(folded)
     for module in folded.modules():
         if is_frozen(module):
@@ -55,6 +58,14 @@ def fold(model: nn.Module) -> nn.Module:
     unsettle(folded)
     _name_plain(folded)
     return remove_unpacking(folded)
+
+
+def _fuse(name: str, layer: Any) -> nn.Module:
+    """Merge a layer; errors name it."""
+    try:
+        return layer.fuse()
+    except RuntimeError as error:
+        raise RuntimeError(f'layer `{name}`: {error}') from None
 
 
 def _name_plain(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from timm_lc.filters import (
 from timm_lc.layers.bound import BoundMethod
 from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
+from timm_lc.layers.held import refuse_held
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.layers.sliced import is_shared
@@ -58,16 +59,18 @@ def freeze_spatial(
         694632
     """
     check_module(model)
+    refuse_held(model)
     matched = matched_convolutions(model, filter_fn)
     warn_of_others(model, filter_fn)
     if seed is not None:
         check_seed(seed)
     check_gain(gain), check_filters(filters)
     for name, conv in matched:
-        if is_shared(conv) and seed not in (None, conv.filter_record.seed):
-            present = conv.filter_record.seed
+        is_implicit = isinstance(conv, ImplicitLCConv2d)
+        if (is_shared(conv) or is_implicit) and seed not in (None, conv.filter_record.seed):
+            kind, remedy = ('learns by', 'build it anew') if is_implicit else ('shares', 'use share_weights')
             raise ValueError(
-                f'`seed` is {seed}, but layer `{name}` shares filters of seed {present}: use share_weights'
+                f'`seed` is {seed}, but layer `{name}` {kind} filters of seed {conv.filter_record.seed}: {remedy}'
             )
     for conv, owner in owners(matched).items():
         if isinstance(conv, ImplicitLCConv2d) or (is_shared(conv) and not (seed is None and is_changed(conv))):
@@ -99,14 +102,15 @@ def settle(model: nn.Module) -> None:
         for tensor in (*dict(module.named_buffers()), *(['weight'] if is_shared(module) else []))  # if overwritten
     ]
     model._ddp_params_and_buffers_to_ignore = LeftToRanks(names, model)
-    if callable(getattr(model, 'init_weights', None)):
-        model.init_weights = BoundMethod(_init_weights, model)
+    if callable(getattr(type(model), 'init_weights', None)) and 'init_weights' not in vars(model):
+        model.init_weights = BoundMethod('init_weights', _init_weights, model)
 
 
 def unsettle(model: nn.Module) -> None:
     """Undo `settle`, in place."""
-    for name in ('_ddp_params_and_buffers_to_ignore', 'init_weights'):
-        vars(model).pop(name, None)
+    vars(model).pop('_ddp_params_and_buffers_to_ignore', None)
+    if isinstance(vars(model).get('init_weights'), BoundMethod):
+        del model.init_weights
 
 
 def _init_weights(model: nn.Module, *args: Any, **kwargs: Any) -> Any:

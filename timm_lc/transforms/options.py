@@ -35,7 +35,7 @@ class LCOptions:
         implicit: Whether LC-Blocks learn P W itself, at the plain network's cost; they train alike under SGD.
         seed: Filter seed in [0, 2**32), independent of the training seed.
         gain: Filters are uniform in +-gain / sqrt(C_in/groups * k_h * k_w); None is 1,
-            or sqrt(6) (He) for a network without norms.
+            or sqrt(6) (He) for a network without norms (timm's norm-free ones standardise weights, at any scale).
         filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`);
             with `implicit=True` also 'expected', the limit of many filters.
         kept: Names of layers, separated by spaces, whose filters no seed gives: they are in the checkpoint. A saved
@@ -82,6 +82,13 @@ class LCOptions:
             self._check_adapter()
         elif self.base is not None:
             raise ValueError(f'`base` needs `adapter`, the rank of adapters to it; got base={self.base!r} alone')
+        elif (self.adapter_layers, self.adapter_norms) != ('spatial', True):
+            raise ValueError(
+                f'`adapter_layers` and `adapter_norms` need `adapter`, the rank of adapters; got '
+                f'{self.adapter_layers!r} and {self.adapter_norms!r} alone'
+            )
+        if not isinstance(self.kept, str | None):
+            raise ValueError(f'`kept` must be names of layers separated by spaces, got {self.kept!r}')
         if self.implicit:
             self._check_implicit()
         elif check_filters(self.filters) == EXPECTED:

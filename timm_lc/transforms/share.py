@@ -7,6 +7,7 @@ from torch import nn
 from timm_lc.arguments import check_count, check_module
 from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
+from timm_lc.layers.held import refuse_held
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.spatial import FilterFn, matched_convolutions, warn_of_others
@@ -42,6 +43,7 @@ def share_weights(
         ValueError: If nothing matches or an argument is out of range.
     """
     check_module(model)
+    refuse_held(model)
     matched = matched_convolutions(model, filter_fn)
     warn_of_others(model, filter_fn)
     for name, conv in matched:
