@@ -160,3 +160,9 @@ def test_hooked_features_have_the_whole_networks_filters():
     features = timm.create_model('lc_legacy_xception', features_only=True, seed=3)
     whole = timm.create_model('lc_legacy_xception', seed=3)
     assert torch.equal(features.body.conv1.weight, whole.conv1.weight)
+
+
+def test_features_of_a_network_that_has_a_body_of_its_own_have_the_whole_networks_filters():
+    features = timm.create_model('lc_tresnet_m', features_only=True, seed=3)
+    whole = timm.create_model('lc_tresnet_m', seed=3)
+    assert torch.equal(features.body_conv1.conv.weight, whole.body.conv1.conv.weight)

@@ -20,7 +20,7 @@ __all__ = ['build', 'register']
 CreateBase = Callable[..., nn.Module]
 
 # What timm's feature wrappers put before the names of the network's own layers
-_WRAPPER = re.compile(r'^(model|graph_module|body)\.')
+_WRAPPER = re.compile(r'^(model|graph.module|body)\.')
 
 
 def build(
@@ -99,11 +99,13 @@ def _learnable_stem(model: nn.Module, first_conv: tuple[str, ...]) -> tuple[str,
 
 def _take_over(wrapped: nn.Module, model: nn.Module) -> None:
     """Give a feature wrapper, in place, the filters and weights of the whole network, whatever it calls its layers."""
+    modules = {name.replace('_', '.'): module for name, module in model.named_modules()}
+    state = {name.replace('_', '.'): tensor for name, tensor in model.state_dict().items()}
 
     def plain(name: str) -> str:
-        return _WRAPPER.sub('', name).replace('_', '.')
+        dotted = name.replace('_', '.')  # a TResNet has a `body` of its own, the name of one of timm's wrappers
+        return dotted if dotted in modules or dotted in state else _WRAPPER.sub('', dotted)
 
-    modules = {plain(name): module for name, module in model.named_modules()}
     for name, conv in wrapped.named_modules():
         if not is_frozen(conv):
             continue
@@ -112,6 +114,5 @@ def _take_over(wrapped: nn.Module, model: nn.Module) -> None:
             share_convolution(conv, source.filter_record, source.shared)
         else:
             freeze_convolution(conv, source.filter_record)
-    state = {plain(name): tensor for name, tensor in model.state_dict().items()}
     if not any(tensor.is_meta for tensor in state.values()):
         wrapped.load_state_dict({name: state[plain(name)] for name in wrapped.state_dict()})
