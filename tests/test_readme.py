@@ -1,6 +1,7 @@
 """Every command and snippet of README.md and docs/, run with names and paths adapted; every link, every figure."""
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -28,7 +29,7 @@ SMALLER = {
     r'lc_resnet50\b': 'lc_test_resnet',
     r'lc_resnet20_16x(8|128)\b': 'lc_resnet20_16x1',
     r'demo --data-dir': 'demo --model lc_resnet20_16x1 --epochs 1 --data-dir',
-    r'/imagenet': 'images',
+    r'/(imagenet|flowers|cifar10)\b': 'images',
     r'--data cifar10': '--data images --epochs 1 --batch-size 4 --device cpu',
     r'--runs 4': '--runs 1',
     r'reproduce fig1': 'reproduce fig1 --values 1',
@@ -149,6 +150,21 @@ def test_accuracies_of_the_readme_are_those_of_the_results():
     timing = (ROOT / 'results/table3/table.md').read_text().replace(',', '')
     frozen = [line for line in timing.splitlines() if '+ Freezing' in line]
     assert ['23481.7' in frozen[0], '6429' in frozen[0], '198.2' in frozen[1], '336' in frozen[1]] == [True] * 4
+
+
+def test_conditions_of_the_theory_page_are_those_of_the_results():
+    measured = {}
+    for line in (ROOT / 'results/theory5/runs.jsonl').read_text().splitlines():
+        found = json.loads(line)
+        measured[found['facet'].removeprefix('k = '), found['x']] = 10 ** found['values']['log_condition']
+    table = [row for row in rows((ROOT / 'docs/theory.md').read_text()) if (row[0], 16) in measured]
+    assert len(table) == 4
+    for kernel, *_, at_16, at_32, at_64, at_128, law in table:
+        for expansion, told in ((16, at_16), (32, at_32), (64, at_64), (128, at_128)):
+            digits = len(told.partition('.')[2])
+            assert float(told) == round(measured[kernel, expansion], digits)
+        root, k = 128**0.5, int(kernel)
+        assert float(law) == round(((root + k) / (root - k)) ** 2, len(law.partition('.')[2]))
 
 
 def rows(text):

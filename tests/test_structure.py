@@ -8,7 +8,7 @@ from pathlib import Path
 import timm_lc
 
 PACKAGE = Path(timm_lc.__file__).parent
-# DESIGN's layout: a folder imports only from those above it, a file only from files above it in its folder
+# The layout: a folder imports only from those above it, a file only from files above it in its folder
 LAYOUT = {
     '': ['_timm', 'arguments', 'naming', 'generator', 'orthogonal', 'filters', 'spatial', 'inputs'],
     'layers': [

@@ -1,6 +1,7 @@
 """The comparison's runs are kept and not done twice; its table tells the better learning rate."""
 
 import dataclasses
+import math
 import statistics
 
 import pytest
@@ -74,6 +75,11 @@ def test_runs_are_kept_and_go_on(small, tmp_path):
     told.clear()
     assert run_plan(plan, output, told.append) == runs
     assert not told
+    lines = (output / 'runs.jsonl').read_text()
+    (output / 'runs.jsonl').write_text(lines[:-20])  # a kill has cut the last one off
+    assert len(run_plan(plan, output, told.append)) == len(runs)
+    assert len(told) == 1
+    assert run_plan(plan, output, told.append)[:-1] == runs[:-1]
 
 
 def test_rows_of_each_length_are_compared_with_full_fine_tuning(small, tmp_path):
@@ -128,6 +134,27 @@ def test_runs_of_another_base_and_tasks_that_are_none_are_refused(small, tmp_pat
     with pytest.raises(ValueError, match="holds other runs: `model` was 'lc_lowres_resnet20' and is 'resnet10t'"):
         run_plan(dataclasses.replace(plan, model='resnet10t'), tmp_path)
     assert run_plan(dataclasses.replace(plan, seeds=2), tmp_path, tell=len)[-1]['seed'] == 1
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'lrs': (0.1, -1.0)}, r'`lrs` must be positive and finite, got \(0\.1, -1\.0\)'),
+        ({'lengths': (0.0,)}, '`lengths` must be positive'),
+        ({'effort': math.nan}, '`effort` must be positive and finite, got nan'),
+        ({'tasks': '['}, r"`tasks` is no regular expression: .*; got '\['"),
+    ],
+)
+def test_impossible_plans_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Plan(**changes)
+
+
+def test_a_base_needs_ten_classes(images_in, tmp_path):
+    for split in ('train', 'validation'):
+        images_in(tmp_path / 'images' / split)
+    with pytest.raises(ValueError, match='`data` must have 10 classes or more, got 3'):
+        run_plan(Plan(str(tmp_path / 'images')), tmp_path)
 
 
 def test_the_command_writes_table_and_picture(small, tmp_path, capsys):

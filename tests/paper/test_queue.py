@@ -101,6 +101,10 @@ def test_runs_of_the_cifar_command_are_adopted(queue, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match='2'):
         queue('--adopt', 'elsewhere')
     assert '`--adopt` elsewhere: no run.json of `timm-lc cifar` below it' in capsys.readouterr().err
+    (tmp_path / 'elsewhere/run.json').write_text('{}')
+    with pytest.raises(SystemExit, match='2'):
+        queue('--adopt', 'elsewhere')
+    assert '`--adopt` elsewhere/run.json is not of `timm-lc cifar`' in capsys.readouterr().err
 
 
 def test_unfinished_run_is_adopted_and_goes_on(queue, tmp_path, capsys):
@@ -128,6 +132,7 @@ def test_unfinished_run_is_adopted_and_goes_on(queue, tmp_path, capsys):
     ('text', 'message'),
     [
         ('fig1\nfig2 --nonsense 1', 'line 2 is not understood: fig2 --nonsense 1'),
+        ('fig1\nfig2 --only "plain', 'line 2 is not understood: fig2 --only "plain'),
         ('--runs 1', 'line 1 must hold IDs and arguments, got --runs 1'),
         ('fig1 --queue other', 'line 1 must hold IDs and arguments'),
         ('fig99', "unknown experiment 'fig99'"),

@@ -64,11 +64,11 @@ def test_a_failing_figure_leaves_the_older_one(tmp_path, monkeypatch):
     (_, png, _) = write_sweep(POINTS, tmp_path / 'lc')
     before = png.read_bytes()
 
-    def fail(figure, path):
+    def fail(figure, path, **kwargs):
         path.write_bytes(b'half')
         raise OSError('disk full')
 
-    monkeypatch.setattr('timm_lc.paper.sweep.save', fail)
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', fail)
     with pytest.raises(OSError, match='disk full'):
         write_sweep(POINTS[:1], tmp_path / 'lc')
     assert png.read_bytes() == before

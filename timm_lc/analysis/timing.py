@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 __all__ = ['Clock', 'Quartiles', 'Seconds', 'interleave', 'quartiles', 'timed_inference', 'timed_step']
 
@@ -98,6 +99,7 @@ def interleave(
     *,
     warmups: int = 1,
     max_seconds: float = MAX_SECONDS,
+    title: str = '',
 ) -> dict[str, dict[str, list[float]]]:
     """Call each function once a round, and return for each the values of its parts over the rounds.
 
@@ -106,15 +108,17 @@ def interleave(
         rounds: That count.
         warmups: Rounds before them that do not.
         max_seconds: A function that has taken longer in all, warm-ups included, is left out after its first round.
+        title: Of a progress bar; none without it.
     """
     values: dict[str, dict[str, list[float]]] = {name: {} for name in calls}
     spent = dict.fromkeys(calls, 0.0)
-    for index in range(-warmups, rounds):
-        for name, call in calls.items():
+    places = [(index, name) for index in range(-warmups, rounds) for name in calls]
+    with tqdm(places, desc=title, unit='call', disable=None if title else True) as bar:
+        for index, name in bar:
             if index and spent[name] > max_seconds:  # the first round counts, however long the warm-ups took
                 continue
             begun = time.perf_counter()
-            parts = call()
+            parts = calls[name]()
             spent[name] += time.perf_counter() - begun
             if index >= 0:
                 for part, seconds in parts.items():

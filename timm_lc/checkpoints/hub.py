@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import shutil
 import tempfile
 from http.client import responses
 from pathlib import Path
@@ -145,6 +146,8 @@ def write_repositories(
     if card is None:
         stored = stored_weights(model, sparse=sparse, dtype=dtype)
         card = model_card(model, repo_id, plain=form, stored=stored, facts=facts)
+    if plain_repo != repo_id:
+        shutil.rmtree(root / repo_id / PLAIN, ignore_errors=True)  # of an earlier dry run
     folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, facts=facts, card=card)
     written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
     if plain_repo == repo_id:

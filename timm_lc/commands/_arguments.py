@@ -13,7 +13,13 @@ __all__ = [
 def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
     """Add `--model-kwargs`, arguments of `timm.create_model`."""
     parser.add_argument(
-        '--model-kwargs', nargs='*', type=_model_kwargs, action=_Kwargs, default={}, metavar='KEY=VALUE'
+        '--model-kwargs',
+        nargs='*',
+        type=_model_kwargs,
+        action=_Kwargs,
+        default={},
+        metavar='KEY=VALUE',
+        help='arguments of timm.create_model, such as expansion=4 share_weights=True',
     )
 
 
@@ -39,7 +45,7 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--dtype',
         choices=('float32', 'bfloat16', 'float16'),
-        help='floating type of the stored matrices (default: as in CHECKPOINT)',
+        help='floating type of the stored matrices (default: as in CHECKPOINT; of other forms float32)',
     )
 
 

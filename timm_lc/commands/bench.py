@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-memory', type=float, default=3.0, metavar='GIB', help='of larger expansions (default: %(default)s)'
     )
     parser.add_argument(
-        '--output', type=Path, default=Path('results/bench'), help='folder of bench.json, table.md and the figure'
+        '--output',
+        type=Path,
+        default=Path('output/bench'),
+        help='folder of bench.json, table.md and the figure (%(default)s)',
     )
 
 
@@ -67,13 +70,10 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the page and write it."""
-    import json
-
     from timm_lc.commands._arguments import device_of
     from timm_lc.paper.bench import Settings, measure_bench, measure_sweep
-    from timm_lc.paper.bench_page import bench_page, draw_sweep
+    from timm_lc.paper.bench_page import draw_sweep
     from timm_lc.paper.plots import require_plots
-    from timm_lc.training.files import write_text
 
     settings = Settings(device_of(args), **{name: getattr(args, name) for name in SETTINGS})
     if args.expansions:
@@ -85,13 +85,24 @@ def run(args: argparse.Namespace) -> None:
     name, found = next(iter(networks.items()))
     forms = list(dict.fromkeys(case.form for case in found if case.form))
     if args.expansions and forms:
+        _write(report, args.output)  # the sweep takes minutes
         plain = report['rows'][0]  # of the first model
         report['sweep'] = measure_sweep(name, forms, args.expansions, settings, plain, **args.model_kwargs)
         draw_sweep(report['sweep'], report, args.output / 'expansions')
+    print(_write(report, args.output), end='')
+
+
+def _write(report: dict[str, Any], folder: Path) -> str:
+    """Write the measurements and their page, and return it."""
+    import json
+
+    from timm_lc.paper.bench_page import bench_page
+    from timm_lc.training.files import write_text
+
     page = bench_page(report)
-    write_text(args.output / 'bench.json', json.dumps(report, indent=1) + '\n')
-    write_text(args.output / 'table.md', page)
-    print(page, end='')
+    write_text(folder / 'bench.json', json.dumps(report, indent=1) + '\n')
+    write_text(folder / 'table.md', page)
+    return page
 
 
 def _rows(name: str, args: argparse.Namespace) -> list[Any]:
@@ -103,7 +114,11 @@ def _rows(name: str, args: argparse.Namespace) -> list[Any]:
         pattern = re.compile(args.only)
     except re.error as error:
         raise ValueError(f'`--only {args.only}` is no regular expression: {error}') from None
-    return [case for case in cases(name, **args.model_kwargs) if case.row == PLAIN or pattern.search(case.name)]
+    found = cases(name, **args.model_kwargs)
+    if not any(pattern.search(case.name) for case in found):
+        names = ', '.join(case.name for case in found)
+        raise ValueError(f'`--only {args.only}` matches no row of {name}: they are {names}')
+    return [case for case in found if case.row == PLAIN or pattern.search(case.name)]
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ EXAMPLE = 'timm-lc info lc_resnet50 --model-kwargs share_weights=True'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `timm-lc info`."""
+    parser.usage = '%(prog)s MODEL [--steps] [--model-kwargs KEY=VALUE ...]'
     parser.add_argument('model', help='a registered name')
     parser.add_argument(
         '--steps',

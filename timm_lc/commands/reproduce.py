@@ -18,6 +18,7 @@ EXAMPLE = 'timm-lc reproduce fig1 --data cifar10 --runs 1 --epochs 5 --values 1,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `timm-lc reproduce`."""
+    parser.usage = '%(prog)s [ID ...] [options]'
     parser.add_argument('experiments', nargs='*', metavar='ID', help='fig1, table1, ...; several share their runs')
     add_training(parser, runs=4)
     parser.add_argument(
@@ -45,10 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--train-dirs', type=Path, nargs='*', default=[], help="folders of train.py's runs on ImageNet (table2, fig17)"
+        '--train-dirs',
+        type=Path,
+        nargs='*',
+        default=[],
+        help="folders of train.py's runs on ImageNet (table2, fig17, v2-table2)",
     )
     parser.add_argument(
-        '--adopt', type=Path, nargs='*', default=[], metavar='DIR', help='take over runs of `timm-lc cifar` first'
+        '--adopt',
+        type=Path,
+        nargs='*',
+        default=[],
+        metavar='DIR',
+        help='copy runs of `timm-lc cifar` to --runs-dir first, in a dry run too',
     )
     parser.add_argument(
         '--output', type=Path, default=Path('results'), help='folder of tables and figures (default: %(default)s)'
@@ -105,11 +115,11 @@ def _read_queue(args: argparse.Namespace) -> list[argparse.Namespace]:
         raise ValueError(f'`--queue` must be a file of IDs and arguments, got {args.queue}, which is not there')
     queue = []
     for number, text in enumerate(args.queue.read_text(encoding='utf-8').splitlines(), 1):
-        words = shlex.split(text, comments=True)
         given = argparse.Namespace(**{**vars(args), 'queue': None, 'adopt': []})
         try:
+            words = shlex.split(text, comments=True)
             queue += [args.subparser.parse_args(words, given)] if words else []
-        except SystemExit as error:
+        except (SystemExit, ValueError) as error:
             raise ValueError(f'`--queue` {args.queue}: line {number} is not understood: {text}') from error
         if given.queue or given.adopt or (words and not given.experiments):
             raise ValueError(f'`--queue` {args.queue}: line {number} must hold IDs and arguments, got {text}')

@@ -14,7 +14,10 @@ from timm_lc.commands._scripts import find_script, run_script, script_path
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
 HELP = "run timm's stock train.py, downloaded once if need be; all other arguments are train.py's"
-EXAMPLE = 'timm-lc train -c rsb_a2 --model lc_resnet50 --data-dir /imagenet'
+EXAMPLE = (
+    'timm-lc train -c rsb_a2 --model lc_resnet50 --data-dir /imagenet --grad-accum-steps 8 --aug-repeats 0\n'
+    "  timm-lc run train.py --help  # train.py's own arguments"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

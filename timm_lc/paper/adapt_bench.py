@@ -23,7 +23,7 @@ from timm_lc.naming import PREFIX
 from timm_lc.training.account import differences
 from timm_lc.training.adapting import METHODS, Method, Tuning, by_length, choose, learn, shrink, stored_bytes
 from timm_lc.training.data import Images, load_images
-from timm_lc.training.files import append_line, read_json, read_lines, write_text
+from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
 from timm_lc.transforms.fold import fold
 
 __all__ = ['Plan', 'run_plan']
@@ -76,6 +76,16 @@ class Plan:
     layers: str = 'spatial'
     tasks: str = ''
 
+    def __post_init__(self) -> None:
+        for name in ('lrs', 'lengths', 'effort'):
+            values = getattr(self, name)
+            if not all(0 < value < math.inf for value in (values if isinstance(values, tuple) else [values])):
+                raise ValueError(f'`{name}` must be positive and finite, got {values}')
+        try:
+            re.compile(self.tasks)
+        except re.error as error:
+            raise ValueError(f'`tasks` is no regular expression: {error}; got {self.tasks!r}') from None
+
     @property
     def methods(self) -> dict[str, Method]:
         """The ways to compare, by name."""
@@ -89,6 +99,8 @@ def run_plan(plan: Plan, output: Path, tell: Callable[[str], None] = print) -> l
         ValueError: If `output` holds runs of another base or effort, or no task matches.
     """
     images = shrink(load_images(plan.data), plan.pixels)
+    if len(images.classes) < len(OLD + NEW):
+        raise ValueError(f'`data` must have {len(OLD + NEW)} classes or more, got {len(images.classes)}')
     tasks = [task for task in _tasks(plan, images) if re.search(plan.tasks, task.name)]
     if not tasks:
         raise ValueError(f'`tasks` must match the name of a task, got {plan.tasks!r}')
@@ -97,6 +109,7 @@ def run_plan(plan: Plan, output: Path, tell: Callable[[str], None] = print) -> l
     base = _base(plan, old, output, tell)
     normalize = _normalize(base) if plan.pretrained else old.normalize
     done = read_lines(output / RUNS)
+    write_lines(output / RUNS, done)  # without a line that was cut off
     for seed, task, method, lr in _runs(plan, tasks):
         key = {'task': task.name, 'method': method, 'lr': lr, 'seed': seed}
         if any(key.items() <= line.items() for line in done):

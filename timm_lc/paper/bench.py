@@ -147,7 +147,7 @@ def _point(case: Case, settings: Settings) -> dict[str, Any]:
     model = case.build()
     shape = settings.shape(model)
     call = _call(model, shape, settings)
-    parts = interleave({'': call}, SWEEP_ROUNDS, max_seconds=settings.max_seconds)['']
+    parts = interleave({'': call}, SWEEP_ROUNDS, max_seconds=settings.max_seconds, title=case.name)['']
     del model, call
     seconds = {part: statistics.median(values) for part, values in parts.items()}
     return {'seconds': seconds, 'memory': measure_memory(case.build, shape, settings.device)}
@@ -164,9 +164,11 @@ def _measure(found: list[Case], settings: Settings, rates: Rates) -> list[dict[s
         calls[case.name] = _call(model, shape, settings)
     del model
     warmups = 3 if settings.compile else 1  # a CUDA graph is recorded in the second call
-    seconds = interleave(calls, settings.rounds, warmups=warmups, max_seconds=settings.max_seconds)
+    seconds = interleave(calls, settings.rounds, warmups=warmups, max_seconds=settings.max_seconds, title='steps')
     calls.clear()  # and the networks with them
-    created = interleave({case.name: functools.partial(_create, case) for case in found}, settings.rounds)
+    created = interleave(
+        {case.name: functools.partial(_create, case) for case in found}, settings.rounds, title='creating'
+    )
     rows = []
     for case in found:
         parts = {**seconds[case.name], **created[case.name]}

@@ -23,14 +23,14 @@ __all__ = ['collect_runs', 'stock_results', 'write_commands']
 SCRIPT = """\
 #!/bin/sh
 # {id}: {title}. Frozen random and learnable, 300 epochs each.
-# From a clone of timm_lc: sh {path} IMAGENET [OUTPUT]; GPUS is 8. An interrupted run resumes.
+# sh {path} IMAGENET [OUTPUT]; GPUS is 8. An interrupted run resumes.
 set -e
 data=${{1:?usage: sh $0 IMAGENET [OUTPUT]}} output=${{2:-output/imagenet}} gpus=${{GPUS:-8}}
 train() {{
     name=$1 last=$output/$1/last.pth.tar
     shift
     if [ -f "$last" ]; then set -- "$@" --resume "$last"; fi
-    torchrun --nproc-per-node "$gpus" -m timm_lc train -c train_configs/rsb_a2.yaml -b $((2048 / gpus)) \\
+    torchrun --nproc-per-node "$gpus" -m timm_lc train -c rsb_a2 -b $((2048 / gpus)) \\
         --data-dir "$data" --output "$output" --experiment "$name" "$@"
 }}
 {commands}
@@ -48,9 +48,7 @@ PRETRAINED = (
 def write_commands(experiment: Experiment, path: Path) -> None:
     """Write a shell script that trains every network of the experiment with timm's stock script."""
     commands = [f'train {_name(variant)} {_arguments(variant)}' for variant in experiment.variants]
-    write_text(
-        path, SCRIPT.format(path=path.name, id=experiment.id, title=experiment.title, commands='\n'.join(commands))
-    )
+    write_text(path, SCRIPT.format(path=path, id=experiment.id, title=experiment.title, commands='\n'.join(commands)))
 
 
 def collect_runs(experiment: Experiment, folders: Sequence[Path]) -> list[Line]:

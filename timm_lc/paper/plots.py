@@ -6,6 +6,7 @@ Each function returns a matplotlib figure that no window or global state knows o
 import importlib.util
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,12 +207,14 @@ def scatter(groups: Sequence[tuple[str, Sequence[tuple[float, float]], int, bool
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure, as the suffix says, with the same bytes each time."""
+    """Write a figure, as the suffix says, with the same bytes each time; it appears only when whole."""
     import matplotlib as mpl
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.stem}.{os.getpid()}.partial{path.suffix}')
     with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=130, bbox_inches='tight', metadata={'Date': None} if path.suffix == '.svg' else {})
+        figure.savefig(partial, dpi=130, bbox_inches='tight', metadata={'Date': None} if path.suffix == '.svg' else {})
+    partial.replace(path)
 
 
 def svg(figure: Any) -> str:

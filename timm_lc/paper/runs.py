@@ -103,7 +103,10 @@ def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
         raise ValueError(f'`--adopt` {source}: no {RUN} of `timm-lc cifar` below it')
     folders = []
     for folder in found:
-        run = {key: value for key, value in read_run(folder)['run'].items() if key not in ('images', 'checksum')}
+        facts = read_run(folder)
+        if 'run' not in facts:
+            raise ValueError(f'`--adopt` {folder / RUN} is not of `timm-lc cifar`')
+        run = {key: value for key, value in facts['run'].items() if key not in ('images', 'checksum')}
         folders.append(runs_dir / folder_of({**run, 'limit': limit}))
         with lock(folders[-1]):
             if len(read_lines(folder / METRICS)) > len(read_lines(folders[-1] / METRICS)):

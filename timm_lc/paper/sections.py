@@ -118,7 +118,7 @@ def provenance(lines: Iterable[Line]) -> list[tuple[str, str]]:
 
 
 def _command(section: Section) -> str:
-    """Return the command that makes the results, but for its choice of a device."""
+    """Return the command that makes these results and what the figure lacks of its points, but for the device."""
     command = f'timm-lc reproduce {section.experiment.id}'
     trained = [line.run for line in section.lines if line.is_trained]
     if not trained or section.experiment.by_train_script:
@@ -132,6 +132,8 @@ def _command(section: Section) -> str:
     measured = {str(line.point.x) for line in section.lines if line.is_trained}
     if measured < places.keys():
         given.append(f'--values {shlex.quote(",".join(x for x in places if x in measured))}')
+    if all((line.where or {}).get('amp') for line in section.lines if line.is_trained):
+        given.append('--amp')
     return ' '.join([command, '--data', trained[0]['data'], *given])
 
 

@@ -19,7 +19,7 @@ __all__ = ['Step', 'measure_steps', 'steps_page']
 
 PRINTED = 'lc_resnet20_16x128'  # the network of tables 1 and 3
 AMOUNT, RECYCLED = 0.7, {'share_weights': True, 'recycle': 16}
-LEARNABLE, FROZEN, SHARED, REUSED, _, PRUNED = ROWS  # a penalty changes no size
+LEARNABLE, FROZEN, SHARED, _, _, PRUNED = ROWS  # a penalty changes no size
 HALF, FOLDED = '+ float16 values', 'the recycled one, folded'
 ARGUMENTS: dict[str, dict[str, Any]] = {
     LEARNABLE: {'freeze_spatial': False, 'share_weights': False},

@@ -73,9 +73,7 @@ def write_sweep(points: Sequence[Point], stem: Path, **about: Any) -> list[Path]
     labels = 'pruned share of pointwise weights', 'accuracy [%]'
     figure = curves([Panel([line], *labels, title=about.get('model', ''), places=[point.amount for point in points])])
     for path in drawings:
-        partial = path.with_name(f'{path.stem}.partial{path.suffix}')
-        save(figure, partial)
-        partial.replace(path)
+        save(figure, path)
     return [table, *drawings]
 
 
