@@ -4,7 +4,7 @@ With frozen filters W, a step of SGD on P moves P W as the same step on P W whos
 (P - lr (dW_eff W^T + wd P)) W = (1 - lr wd) P W - lr dW_eff W^T W. It is linear, and so are momentum and Nesterov.
 """
 
-import inspect
+import functools
 import math
 import os
 import zlib
@@ -131,40 +131,39 @@ def multiply(gradient: Tensor, gram: Tensor) -> Tensor:
     return (rows @ gram).reshape(gradient.shape)
 
 
+def _multiply_once(gradient: Tensor, gram: Tensor) -> Tensor:
+    """Return `multiply` in the gradient's type, whatever autocast says."""
+    device, gram = gradient.device.type, gram.to(gradient.dtype)
+    if device == 'meta' or not torch.is_autocast_enabled(device):  # entering a context costs as much as a product
+        return multiply(gradient, gram)
+    with torch.autocast(device, enabled=False):
+        return multiply(gradient, gram)
+
+
 class _Precondition(torch.autograd.Function):
     """The identity, with a gradient that is multiplied by G."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(weight: Tensor, gram: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, gram: Tensor) -> Tensor:
+        ctx.save_for_backward(gram)
         return weight.view_as(weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (gram,) = ctx.saved_tensors
-        device, gram = gradient.device.type, gram.to(gradient.dtype)
-        if device == 'meta' or not torch.is_autocast_enabled(device):  # entering a context costs as much as a product
-            return multiply(gradient, gram), None
-        with torch.autocast(device, enabled=False):
-            return multiply(gradient, gram), None
-
-
-# torch asks for it at each call, and to build it takes as long as a small product; mypy knows no such attribute
-_Precondition.forward.__signature__ = inspect.signature(_Precondition.forward)  # type: ignore[attr-defined]
+        return _multiply_once(gradient, *ctx.saved_tensors), None
 
 
 def precondition(weight: Tensor, gram: Tensor) -> Tensor:
     """Return `weight` (C_out, C_in/groups, k_h, k_w), whose gradient will be multiplied by G."""
     if not weight.requires_grad or (not torch.jit.is_tracing() and not torch.is_grad_enabled()):
         return weight
-    if torch.jit.is_scripting() or torch.jit.is_tracing():  # which know no autograd function: add 0 G
+    if torch.jit.is_scripting() or torch.jit.is_tracing():  # which know neither of the two below: add 0 G
         return weight.detach() + multiply(weight - weight.detach(), gram)
-    return _Precondition.apply(weight, gram)
+    if torch.compiler.is_compiling():  # torch 2.6 compiles no hook
+        return _Precondition.apply(weight, gram)
+    same = weight.view_as(weight)
+    same.register_hook(functools.partial(_multiply_once, gram=gram))  # half of what an autograd function takes
+    return same
 
 
 torch.fx.wrap('precondition')
