@@ -205,7 +205,7 @@ def test_pruned_weights_are_counted():
         (
             'lc_resnet18',
             {'seed': 3},
-            ['The 17 convolutions', 'not in the file', 'from seed 3 and a record of 352 bits a layer'],
+            ['The 17 convolutions', 'not in the file', 'from seed 3 and a record of 88 hexadecimal digits a layer'],
             ['LC-Block', 'one random vector'],
         ),
         ('lc_resnet18', {'share_weights': True}, ['are slices of one random vector'], ['LC-Block']),

@@ -377,6 +377,7 @@ def test_scripted_networks_state_dict_loads(build, script, stock, images):
     state = script(model).state_dict()
     assert any('vector' in name or name.endswith('.weight') for name in set(state) - set(model.state_dict()))
     twin = load(build(stock()), state)
+    del state  # it has the weights that shared layers lend: P W of a lent one is summed in another order
     assert torch.equal(outputs(twin, images), outputs(model, images))
 
 
