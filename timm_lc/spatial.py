@@ -130,7 +130,7 @@ def warn_of_others(model: nn.Module, filter_fn: FilterFn | None) -> None:
         warnings.warn(
             f'spatial filters go on learning in {", ".join(others)}: only those of nn.Conv2d are frozen; '
             '`filter_fn=lambda module, name: isinstance(module, torch.nn.Conv2d)` leaves out the others in silence',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

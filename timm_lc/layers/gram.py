@@ -131,7 +131,7 @@ def multiply(gradient: Tensor, gram: Tensor) -> Tensor:
     return (rows @ gram).reshape(gradient.shape)
 
 
-def _multiply_once(gradient: Tensor, gram: Tensor) -> Tensor:
+def _multiply_outside_autocast(gradient: Tensor, gram: Tensor) -> Tensor:
     """Return `multiply` in the gradient's type, whatever autocast says."""
     device, gram = gradient.device.type, gram.to(gradient.dtype)
     if device == 'meta' or not torch.is_autocast_enabled(device):  # entering a context costs as much as a product
@@ -150,7 +150,7 @@ class _Precondition(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _multiply_once(gradient, *ctx.saved_tensors), None
+        return _multiply_outside_autocast(gradient, *ctx.saved_tensors), None
 
 
 def precondition(weight: Tensor, gram: Tensor) -> Tensor:
@@ -162,7 +162,9 @@ def precondition(weight: Tensor, gram: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # torch 2.6 compiles no hook
         return _Precondition.apply(weight, gram)
     same = weight.view_as(weight)
-    same.register_hook(functools.partial(_multiply_once, gram=gram))  # half of what an autograd function takes
+    same.register_hook(
+        functools.partial(_multiply_outside_autocast, gram=gram)
+    )  # half of what an autograd function takes
     return same
 
 

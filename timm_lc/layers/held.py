@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-__all__ = ['held_parameters', 'hold_tensors', 'is_held', 'refuse_held', 'release_tensors', 'tensors_of']
+__all__ = ['held_parameters', 'hold_tensors', 'is_held', 'release_tensors', 'tensors_of']
 
 # Counts batches, for norms that average their statistics over all of them; no output depends on it
 _COUNTER = 'num_batches_tracked'
@@ -27,14 +27,6 @@ class _Held(NamedTuple):
 def is_held(module: nn.Module) -> bool:
     """Return whether the tensors of `module` itself, not of its children, belong to a base."""
     return 'held' in vars(module)
-
-
-def refuse_held(model: nn.Module) -> None:
-    """Raise `ValueError` if `model` has adapters, whose base must stay as it is."""
-    if any(is_held(module) for module in model.modules()):
-        raise ValueError(
-            f'{type(model).__name__} has adapters: change its base before, or what `timm_lc.fold` makes of it'
-        )
 
 
 def hold_tensors(module: Any) -> None:

@@ -2,16 +2,15 @@
 
 from torch import nn
 
-from timm_lc.arguments import check_count, check_module
+from timm_lc.arguments import check_count
 from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
-from timm_lc.layers.held import refuse_held
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.sliced import is_shared
-from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
-from timm_lc.transforms.freeze import settle
+from timm_lc.spatial import FilterFn, owners
+from timm_lc.transforms.freeze import settle, targets
 
 __all__ = ['add_linear_combinations', 'replace_modules']
 
@@ -45,16 +44,13 @@ def add_linear_combinations(
         ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
             filters, or is an LC-Block of another expansion.
     """
-    check_module(model)
-    refuse_held(model)
+    matched = targets(model, filter_fn)
     check_count('expansion', expansion)
     check_seed(seed)
     check_gain(gain)
     if implicit and not freeze_spatial:
         raise ValueError('`implicit=True` needs `freeze_spatial=True`: where filters learn, G is not fixed')
     blocks: dict[nn.Module, nn.Module] = {}
-    warn_of_others(model, filter_fn)
-    matched = matched_convolutions(model, filter_fn)
     names = owners(matched)
     for name, conv in matched:
         if _is_in_block(model, name, conv, expansion):

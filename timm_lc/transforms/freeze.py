@@ -16,14 +16,14 @@ from timm_lc.filters import (
 from timm_lc.layers.bound import BoundMethod
 from timm_lc.layers.changes import is_changed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, named_record, seed_convolution
-from timm_lc.layers.held import refuse_held
+from timm_lc.layers.held import is_held
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.layers.sliced import is_shared
 from timm_lc.layers.verify import restore
 from timm_lc.spatial import FilterFn, matched_convolutions, owners, warn_of_others
 
-__all__ = ['freeze_spatial', 'seed_spatial', 'settle', 'unsettle']
+__all__ = ['freeze_spatial', 'seed_spatial', 'settle', 'targets', 'unsettle']
 
 
 def freeze_spatial(
@@ -58,10 +58,7 @@ def freeze_spatial(
         >>> sum(p.numel() for p in model.parameters())
         694632
     """
-    check_module(model)
-    refuse_held(model)
-    matched = matched_convolutions(model, filter_fn)
-    warn_of_others(model, filter_fn)
+    matched = targets(model, filter_fn)
     if seed is not None:
         check_seed(seed)
     check_gain(gain), check_filters(filters)
@@ -81,6 +78,21 @@ def freeze_spatial(
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
     settle(model)
     return model
+
+
+def targets(model: nn.Module, filter_fn: FilterFn | None) -> list[tuple[str, nn.Conv2d]]:
+    """Return (qualified name, module) of what a transform changes, at least one; warn of what it leaves.
+
+    Raises:
+        TypeError: If `model` is no module.
+        ValueError: If it has adapters, nothing matches, or another tool computes a weight.
+    """
+    check_module(model)
+    if any(is_held(module) for module in model.modules()):
+        kind = type(model).__name__
+        raise ValueError(f'{kind} has adapters: change its base before, or what `timm_lc.fold` makes of it')
+    warn_of_others(model, filter_fn)
+    return matched_convolutions(model, filter_fn)
 
 
 def seed_spatial(model: nn.Module, seed: int, *, gain: float = 1.0, filters: str = 'uniform') -> nn.Module:

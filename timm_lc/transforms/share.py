@@ -4,14 +4,13 @@ import math
 
 from torch import nn
 
-from timm_lc.arguments import check_count, check_module
+from timm_lc.arguments import check_count
 from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
-from timm_lc.layers.held import refuse_held
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.shared import SharedFilters
-from timm_lc.spatial import FilterFn, matched_convolutions, warn_of_others
-from timm_lc.transforms.freeze import settle
+from timm_lc.spatial import FilterFn
+from timm_lc.transforms.freeze import settle, targets
 
 __all__ = ['share_weights']
 
@@ -42,10 +41,7 @@ def share_weights(
     Raises:
         ValueError: If nothing matches or an argument is out of range.
     """
-    check_module(model)
-    refuse_held(model)
-    matched = matched_convolutions(model, filter_fn)
-    warn_of_others(model, filter_fn)
+    matched = targets(model, filter_fn)
     for name, conv in matched:
         if isinstance(conv, ImplicitLCConv2d):
             raise ValueError(f'layer `{name}` is an implicit LC-Block: share_weights before to_implicit')
