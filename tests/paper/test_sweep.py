@@ -72,6 +72,7 @@ def test_a_failing_figure_leaves_the_older_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         write_sweep(POINTS[:1], tmp_path / 'lc')
     assert png.read_bytes() == before
+    assert not list(tmp_path.glob('*.partial*'))
 
 
 def test_without_matplotlib_it_is_named(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ Each function returns a matplotlib figure that no window or global state knows o
 import importlib.util
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from timm_lc.analysis.intervals import mean_and_std
+from timm_lc.training.files import whole
 
 __all__ = [
     'COLORS',
@@ -210,11 +210,8 @@ def save(figure: Any, path: Path) -> None:
     """Write a figure, as the suffix says, with the same bytes each time; it appears only when whole."""
     import matplotlib as mpl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.stem}.{os.getpid()}.partial{path.suffix}')
-    with mpl.rc_context(STYLE):
+    with whole(path) as partial, mpl.rc_context(STYLE):
         figure.savefig(partial, dpi=130, bbox_inches='tight', metadata={'Date': None} if path.suffix == '.svg' else {})
-    partial.replace(path)
 
 
 def svg(figure: Any) -> str:

@@ -110,7 +110,7 @@ def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
         folders.append(runs_dir / folder_of({**run, 'limit': limit}))
         with lock(folders[-1]):
             if len(read_lines(folder / METRICS)) > len(read_lines(folders[-1] / METRICS)):
-                shutil.copytree(folder, folders[-1], dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.partial'))
+                shutil.copytree(folder, folders[-1], dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.partial*'))
     return folders
 
 

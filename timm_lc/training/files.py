@@ -5,13 +5,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-__all__ = ['append_line', 'lock', 'read_json', 'read_lines', 'write_lines', 'write_text']
+__all__ = ['append_line', 'lock', 'read_json', 'read_lines', 'whole', 'write_lines', 'write_text']
 
 
 def lock(path: Path, deadline: float = math.inf) -> FileLock:
@@ -26,12 +26,22 @@ def lock(path: Path, deadline: float = math.inf) -> FileLock:
     return FileLock(path.with_name(f'.{path.name}.lock'), timeout)
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file, of the same suffix, that appears only when whole; make its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.stem}.{os.getpid()}.partial{path.suffix}')
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears only when whole, and its folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    partial.write_text(text, encoding='utf-8')
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding='utf-8')
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretra
 from timm_lc.naming import name_classes
 from timm_lc.training.account import differences, run_facts
 from timm_lc.training.data import Images, augment
-from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
+from timm_lc.training.files import append_line, read_json, read_lines, whole, write_lines, write_text
 from timm_lc.training.recipe import Recipe, Run, Speed
 
 __all__ = [
@@ -294,6 +294,5 @@ def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> 
 
 
 def _save_state(directory: Path, model: nn.Module, optimizer: Any, epoch: int) -> None:
-    partial = directory / f'{STATE}.partial'
-    torch.save({'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, partial)
-    partial.replace(directory / STATE)
+    with whole(directory / STATE) as partial:
+        torch.save({'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, partial)
