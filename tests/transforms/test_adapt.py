@@ -258,6 +258,18 @@ def test_a_classifier_comes_back_in_the_type_of_the_network(stock, images):
     torch.testing.assert_close(output.float(), expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_tied_convolutions_of_the_base_are_tied_again(images, dtype):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(3 * 28 * 28, 4))
+    model[2].weight = model[0].weight
+    before, expected = state_of(model), model(images)
+    add_adapters(model, 2).to(dtype)
+    remove_adapters(model)
+    assert model[2].weight is model[0].weight
+    assert same_state(model.float(), before)
+    assert torch.equal(model(images), expected)
+
+
 @pytest.mark.parametrize(
     'transform',
     [timm_lc.freeze_spatial, timm_lc.share_weights, lambda model: timm_lc.add_linear_combinations(model, 2)],

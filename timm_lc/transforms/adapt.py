@@ -57,6 +57,7 @@ class Adaptation:
         layers: Names of the base's layers, in the order of `base_fingerprint`.
         originals: The base's norms and classifier, by name, where they learn.
         num_classes: Of the base.
+        ties: Names of each parameter of the base that has several.
         settings: Arguments of `add_adapters`; None if a file decided.
     """
 
@@ -65,6 +66,7 @@ class Adaptation:
     layers: tuple[str, ...]
     originals: dict[str, nn.Module]
     num_classes: int | None
+    ties: list[list[str]]
     settings: tuple[Any, ...] | None = None
 
 
@@ -140,6 +142,7 @@ def adapt(model: nn.Module, records: dict[str, FilterRecord], *, norms: bool) ->
         tuple(base),
         {name: copy.deepcopy(module) for name, module in originals.items()},
         getattr(model, 'num_classes', None),
+        _ties(model),
     )
     for module in model.modules():
         if module not in learned and module not in convolutions.values():
@@ -166,7 +169,13 @@ def remove_adapters(model: nn.Module) -> nn.Module:
         _restore(model, name, original)
     if model.adaptation.num_classes is not None:
         model.num_classes = model.adaptation.num_classes
-    return release_base(model)
+    ties = model.adaptation.ties
+    release_base(model)
+    for first, *others in ties:
+        for name in others:
+            parent, _, leaf = name.rpartition('.')
+            setattr(model.get_submodule(parent), leaf, model.get_parameter(first))
+    return model
 
 
 def release_base(model: nn.Module) -> nn.Module:
@@ -237,6 +246,14 @@ def _norms(model: nn.Module, heads: dict[str, nn.Module]) -> dict[str, nn.Module
         for name, module in model.named_modules()
         if 'Norm' in type(module).__name__ and tensors_of(module) and name not in heads
     }
+
+
+def _ties(model: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 def _name_base(model: nn.Module) -> str | None:
