@@ -599,6 +599,7 @@ def test_push_takes_the_card_of_a_saved_folder_if_somebody_wrote_it(hub, tmp_pat
         (['{run}', NAME], 'cannot push to user/name: the Hub answered 401 Unauthorized .*`hf auth login`'),
         (['{run}', 'name'], r"a repository must be `user/name`, got 'name'"),
         (['{run}/none.pth.tar', NAME], 'no checkpoint at .*none.pth.tar'),
+        (['{run}', NAME, '--output', 'folder'], '`--output` is of `--dry-run`: a push writes no folder, got folder'),
         (['{run}', NAME, '--model', 'lc_resnet51'], "unknown model 'lc_resnet51'"),
     ],
 )

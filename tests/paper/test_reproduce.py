@@ -305,6 +305,7 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
         (['fig1', '--shard', '4/3'], 'shard'),
         (['fig1', '--data', 'nowhere'], 'nowhere'),
         (['table2', '--train-dirs', 'images'], 'no summary.csv'),
+        (['fig1', '--time'], '`--time` is of `--list` and `--dry-run`'),
         ([], 'give one or more of fig1'),
     ],
 )

@@ -9,6 +9,7 @@ from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkp
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
 HELP = 'push a checkpoint to the Hugging Face Hub, with a model card'
+DRY_RUN = Path('output/push')
 EXAMPLE = 'timm-lc push output/train/RUN user/name --dry-run'
 
 
@@ -31,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--output',
         type=Path,
-        default=Path('output/push'),
-        help='of a dry run: files go to OUTPUT/user/name (%(default)s)',
+        help=f'of a dry run: files go to OUTPUT/user/name (default: {DRY_RUN})',
     )
     parser.add_argument('--dataset', metavar='ID', help='dataset on the Hub that it was trained on')
     parser.add_argument('--license', metavar='ID', help="a licence by the Hub's names (default: none is claimed)")
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
     from timm_lc.checkpoints.hub import push_to_hub, read_card, write_repositories
     from timm_lc.checkpoints.train_run import read_facts
 
+    if args.output is not None and not args.dry_run:
+        raise ValueError(f'`--output` is of `--dry-run`: a push writes no folder, got {args.output}')
     model = load_checkpoint(args)
     what = {
         'plain': args.plain,
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         **storage_of(args),
     }
     if args.dry_run:
-        written = write_repositories(model, args.output, args.repo_id, **what)
+        written = write_repositories(model, args.output or DRY_RUN, args.repo_id, **what)
         lines = [f'{path.stat().st_size:>14,} bytes  {path}' for files in written.values() for path in files]
         lines.append('dry run: nothing was uploaded')
     else:

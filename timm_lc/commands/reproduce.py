@@ -24,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--list', action='store_true', help='show the experiments, and how long what is missing would take'
     )
-    parser.add_argument('--time', action='store_true', help='with these, time networks that were not trained here yet')
     parser.add_argument('--dry-run', action='store_true', help='show which runs there are, and which are missing')
+    parser.add_argument(
+        '--time', action='store_true', help='with --list or --dry-run, time networks that were not trained here yet'
+    )
     parser.add_argument(
         '--only', default='', metavar='REGEX', help='only points whose name matches, as --dry-run shows it'
     )
@@ -94,6 +96,8 @@ def _run(args: argparse.Namespace, read: Any, *, wait: bool = True) -> None:
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')
+    if args.time and not (args.list or args.dry_run):
+        raise ValueError('`--time` is of `--list` and `--dry-run`; give one of them with it')
     names = ('runs', 'seed', 'limit', 'output', 'runs_dir', 'jobs', 'shard', 'max_minutes', 'only', 'values')
     chosen = {name: getattr(args, name) for name in names}
     options = Options(
