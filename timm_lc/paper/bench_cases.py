@@ -12,6 +12,7 @@ from torch import nn
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.experiment import Variant
 from timm_lc.paper.timing import build
+from timm_lc.paper.variants import AMOUNT, RECYCLED
 from timm_lc.spatial import pointwise_convolutions
 from timm_lc.transforms.fold import fold
 from timm_lc.transforms.options import LC_ARGUMENTS
@@ -20,7 +21,6 @@ __all__ = ['FORMS', 'IMPLICIT', 'ONE', 'PLAIN', 'TWO', 'Case', 'cases', 'expande
 
 PLAIN, FOLDED = 'plain', 'folded'
 FORMS = TWO, ONE, IMPLICIT = ('two convolutions', 'one convolution', 'implicit')
-AMOUNT, RECYCLED = 0.7, {'share_weights': True, 'recycle': 16}
 METHODS: dict[str, dict[str, Any]] = {
     'baseline': {'freeze_spatial': False},
     'freezing': {},

@@ -16,6 +16,7 @@ from timm_lc.paper.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TA
 from timm_lc.paper.second_version import SECOND_VERSION
 from timm_lc.paper.theory import THEORY
 from timm_lc.paper.variants import (
+    AMOUNT,
     BY_EXPANSION,
     BY_KERNEL,
     DEPTHS,
@@ -23,6 +24,7 @@ from timm_lc.paper.variants import (
     LEARNS,
     PLAIN_BY_EXPANSION,
     PLAIN_BY_KERNEL,
+    RECYCLED,
     WIDTHS,
     both,
     flat,
@@ -33,7 +35,6 @@ __all__ = ['EXPERIMENTS', 'find']
 LAMBDAS = (0.0, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3)
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 SHARED = {'share_weights': True}
-RECYCLED = {'share_weights': True, 'recycle': 16}
 WIDEST = 'lc_resnet20_16x128'
 AMBIGUOUS = (
     'In our text of the paper columns of table 1 run together: the accuracy of the recycled row reads "91.93 ± 0.13 '
@@ -58,7 +59,7 @@ METHODS: tuple[tuple[str, dict[str, Any], float, float], ...] = (
     (ROWS[2], SHARED, 0.0, 0.0),
     (ROWS[3], RECYCLED, 0.0, 0.0),
     (ROWS[4], RECYCLED, PENALTY, 0.0),
-    (ROWS[5], RECYCLED, PENALTY, 0.7),
+    (ROWS[5], RECYCLED, PENALTY, AMOUNT),
 )
 IMAGENET = (
     'lc_resnet18', 'lc_resnet50', 'lc_resnet50d', 'lc_resnext50_32x4d', 'lc_wide_resnet50_2', 'lc_mobilenetv2_100',

@@ -12,13 +12,13 @@ from timm_lc.analysis.counting import count_parameters
 from timm_lc.checkpoints.checkpoint import WEIGHTS, save_pretrained
 from timm_lc.paper.printed import ROWS, TABLE1, TABLE3
 from timm_lc.paper.tables import markdown
+from timm_lc.paper.variants import AMOUNT, RECYCLED
 from timm_lc.transforms.fold import fold
 from timm_lc.transforms.prune import prune_pointwise
 
 __all__ = ['Step', 'measure_steps', 'steps_page']
 
 PRINTED = 'lc_resnet20_16x128'  # the network of tables 1 and 3
-AMOUNT, RECYCLED = 0.7, {'share_weights': True, 'recycle': 16}
 LEARNABLE, FROZEN, SHARED, _, _, PRUNED = ROWS  # a penalty changes no size
 HALF, FOLDED = '+ float16 values', 'the recycled one, folded'
 ARGUMENTS: dict[str, dict[str, Any]] = {

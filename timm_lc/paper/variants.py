@@ -6,13 +6,14 @@ from typing import Any
 from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Variant
 
 __all__ = [
-    'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSIONS', 'KERNELS', 'LEARNS', 'PLAIN_BY_EXPANSION', 'PLAIN_BY_KERNEL',
-    'WIDTHS', 'both', 'flat', 'plain',
+    'AMOUNT', 'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSIONS', 'KERNELS', 'LEARNS', 'PLAIN_BY_EXPANSION',
+    'PLAIN_BY_KERNEL', 'RECYCLED', 'WIDTHS', 'both', 'flat', 'plain',
 ]  # fmt: skip
 
 EXPANSIONS = tuple(1 << power for power in range(8))
 WIDTHS, DEPTHS, KERNELS = (16, 32, 64, 128), (20, 32, 44, 56, 110, 260), (3, 5, 7, 9)
 LEARNS = {'freeze_spatial': False}
+AMOUNT, RECYCLED = 0.7, {'share_weights': True, 'recycle': 16}  # table 1's pruned share, and its shorter vector
 
 
 def both(x: int | str, model: str, /, facet: str = '', **model_kwargs: Any) -> tuple[Variant, Variant]:
