@@ -71,13 +71,16 @@ def test_kernel_sizes_are_the_papers():
     assert kernels == {3, 5, 7, 9}
 
 
-def test_frozen_and_learnable_differ_in_that_alone():
+def test_frozen_and_learnable_differ_in_freezing_and_form_alone():
     pairs = {}
     for variant in EXPERIMENTS['fig1'].variants:
         pairs.setdefault(variant.x, {})[variant.series] = variant
     for pair in pairs.values():
         assert pair[FROZEN].model == pair[LEARNABLE].model
-        assert pair[LEARNABLE].model_kwargs == {**pair[FROZEN].model_kwargs, 'freeze_spatial': False}
+        assert (pair[LEARNABLE].model_kwargs, pair[FROZEN].model_kwargs) == (
+            {'freeze_spatial': False},
+            {'implicit': True},
+        )
 
 
 def test_printed_numbers_are_the_papers():

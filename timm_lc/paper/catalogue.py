@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, Experiment, Printed, Value, Variant
+from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
 from timm_lc.paper.measures import COUNTS
 from timm_lc.paper.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TABLE2, TABLE3, lowres_gap
 from timm_lc.paper.second_version import SECOND_VERSION
@@ -21,9 +21,8 @@ from timm_lc.paper.variants import (
     BY_KERNEL,
     DEPTHS,
     EXPANSIONS,
+    IMPLICIT,
     LEARNS,
-    PLAIN_BY_EXPANSION,
-    PLAIN_BY_KERNEL,
     RECYCLED,
     WIDTHS,
     both,
@@ -115,6 +114,7 @@ def _recycled(reduction: int) -> tuple[Variant, ...]:
     return tuple(Variant(name, length, model, arguments) for name, arguments in series.items())
 
 
+COMBINED = tuple(variant for variant in BY_KERNEL if variant.series != PLAIN)
 ON_IMAGENET = flat(both(row, model) for row, model in zip(NETWORKS, IMAGENET, strict=True))
 TOP1, TOP5 = Value('top1', 'top-1 [%]'), Value('top5', 'top-5 [%]')
 EXPANSION = 'LC expansion E'
@@ -122,7 +122,7 @@ ACCURACY = Value('accuracy', 'validation accuracy [%]')
 
 _ALL = (
     Experiment(
-        'fig1', 'Accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION + PLAIN_BY_EXPANSION,
+        'fig1', 'Accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION,
         x_label=EXPANSION, printed=AT_128,
         says=('section 4.2: the two break even at an expansion of about 8; beyond it frozen random is better',),
     ),
@@ -146,7 +146,7 @@ _ALL = (
         notes=("Networks are those of the authors' public code; MobileNet v2 starts from timm's initialisation.",),
     ),
     Experiment(
-        'fig4', 'Robust accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION + PLAIN_BY_EXPANSION,
+        'fig4', 'Robust accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION,
         x_label=EXPANSION,
         values=(Value('fgsm', 'accuracy under FGSM [%]'), Value('pgd', 'accuracy under PGD [%]')),
         measures=('fgsm', 'pgd'),
@@ -155,7 +155,7 @@ _ALL = (
     ),
     Experiment(
         'fig6', 'Variance entropy of the first layer over the randomness threshold',
-        variants=BY_EXPANSION + PLAIN_BY_EXPANSION, x_label=EXPANSION,
+        variants=BY_EXPANSION, x_label=EXPANSION,
         values=(Value('entropy_normalized', 'normalized variance entropy', digits=3),),
         measures=('entropy_normalized',),
         says=(
@@ -178,7 +178,10 @@ _ALL = (
     Experiment(
         'fig9', 'Accuracy with and without weight sharing over the expansion',
         variants=flat(
-            (Variant('shared', e, f'lc_resnet20_16x{e}', SHARED), Variant('not shared', e, f'lc_resnet20_16x{e}'))
+            (
+                Variant('shared', e, f'lc_resnet20_16x{e}', {**SHARED, **IMPLICIT}),
+                Variant('not shared', e, f'lc_resnet20_16x{e}', IMPLICIT),
+            )
             for e in EXPANSIONS
         ),
         x_label=EXPANSION, pair=('shared', 'not shared'),
@@ -206,32 +209,32 @@ _ALL = (
     ),
     Experiment(
         'fig11', 'Gap of frozen random and learnable LCResNet-20-16x{E} for larger kernels',
-        variants=BY_KERNEL + PLAIN_BY_KERNEL, x_label=EXPANSION,
+        variants=BY_KERNEL, x_label=EXPANSION,
         kind='gaps',
         printed=tuple(Printed(p.place, p.series, p.x, p.low, std=p.std, facet='k = 3') for p in AT_128),
         says=('section 4.4: the gap grows with k and falls with E, down to none but for k = 9',),
     ),
     Experiment(
         'fig12', 'Combined 9x9 filters of the first layer, frozen random, beside random and learned ones',
-        variants=tuple(v for v in BY_KERNEL if v.facet == 'k = 9' and (v.series == FROZEN or v.x == 1)),
+        variants=tuple(v for v in COMBINED if v.facet == 'k = 9' and (v.series == FROZEN or v.x == 1)),
         x_label=EXPANSION, values=(), measures=('filters', 'random'), kind='filters', pair=None, single=True,
         notes=('"Learned" are those of the learnable LCResNet-20-16x1; the paper does not say of which expansion.',),
     ),
     Experiment(
         'fig13', 'Variance of weights by position in the kernel, LCResNet-20-16x1',
-        variants=tuple(v for v in BY_KERNEL if v.x == 1), x_label=EXPANSION, values=(), measures=('positions',),
+        variants=tuple(v for v in COMBINED if v.x == 1), x_label=EXPANSION, values=(), measures=('positions',),
         kind='positions', pair=None,
         says=('section 4.4: learned kernels of k = 7 and 9 vary less at the border, combined random ones do not',),
         notes=('"Learnable" are combined filters too: those of the learnable LCResNet.',),
     ),
     Experiment(
-        'fig14', 'Combined filters of the first layer', variants=BY_KERNEL, x_label=EXPANSION, values=(),
+        'fig14', 'Combined filters of the first layer', variants=COMBINED, x_label=EXPANSION, values=(),
         measures=('filters',), kind='filters',
         pair=None, single=True,
     ),
     Experiment(
         'fig15', 'Variance entropy of the first layer for larger kernels',
-        variants=BY_KERNEL + PLAIN_BY_KERNEL, x_label=EXPANSION,
+        variants=BY_KERNEL, x_label=EXPANSION,
         values=(Value('entropy', 'variance entropy', digits=3),), measures=('entropy',),
         says=(
             'appendix E: learnable stays constant over E and falls a little with k; frozen random falls with E; the '
@@ -239,7 +242,8 @@ _ALL = (
         ),
     ),
     Experiment(
-        'fig16', 'Distributions of pointwise weights by layer', variants=BY_EXPANSION, x_label=EXPANSION, values=(),
+        'fig16', 'Distributions of pointwise weights by layer',
+        variants=flat(both(e, f'lc_resnet20_16x{e}') for e in EXPANSIONS), x_label=EXPANSION, values=(),
         measures=('pointwise',),
         kind='distributions', pair=None, single=True,
         says=('appendix F: weights become sparser with E, frozen or not',),

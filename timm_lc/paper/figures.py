@@ -69,7 +69,8 @@ def _filters(experiment: Experiment, cells: Cells) -> Any:
             points = [(x, cells.get(Point(facet, series, x), {})) for x in _places(experiment)]
             rows = [(f'x{x}', _picture(found['filters'])) for x, found in points if 'filters' in found]
             if around and rows:
-                rows = [('Random', _picture(next(found['random'] for _, found in points if found))), *rows]
+                random = [('Random', _picture(found['random'])) for _, found in points if 'random' in found]
+                rows = [*random[:1], *rows]
                 learned = cells.get(Point(facet, LEARNABLE, 1), {})
                 rows += [('Learned', _picture(learned['filters']))] if learned else []
             panels += [(', '.join(part for part in (facet, '' if around else series) if part), rows)] if rows else []

@@ -24,8 +24,8 @@ from timm_lc.analysis.metrics import (
 )
 from timm_lc.analysis.robustness import Normalized, pgd, robust_accuracy
 from timm_lc.filters import random_values
+from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
-from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.paper.experiment import Variant
 from timm_lc.paper.timing import build, measure_timing
 from timm_lc.training.data import Images
@@ -91,9 +91,11 @@ def filters(model: nn.Module, images: Images) -> dict[str, Any]:
 
 
 def random_filters(model: nn.Module, images: Images) -> dict[str, Any]:
-    """Take as many of the filters (C_out, C_in, k_h, k_w) that the first LC-Block combines (figure 12)."""
-    block = next(module for module in model.modules() if isinstance(module, LCConv2d))
-    return {'random': _rounded(block.spatial.weight.detach()[: block.out_channels])}
+    """Draw C_out of the filters (C_out, C_in, k_h, k_w) that a frozen network's first LC-Block combines (figure 12)."""
+    frozen = (module for module in model.modules() if is_frozen(module) or isinstance(module, ImplicitLCConv2d))
+    for module in frozen:
+        return {'random': _rounded(torch.from_numpy(module.filter_record.filters()[: len(_stem(model))]))}
+    return {}
 
 
 def pointwise(model: nn.Module, images: Images) -> dict[str, Any]:

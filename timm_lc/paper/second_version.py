@@ -3,30 +3,27 @@
 Ids start with `v2-`. Its numbers stand in `printed_second`; what it says in words names its place.
 """
 
-from typing import Any
-
 from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
 from timm_lc.paper.printed_second import BLOCKS, BY_DATA, OPERATIONS, SECOND_TABLE2, SECOND_TABLE3, by_data
-from timm_lc.paper.variants import DEPTHS, EXPANSIONS, KERNELS, LEARNS, WIDTHS, both, flat, plain
+from timm_lc.paper.variants import (
+    BY_EXPANSION,
+    BY_KERNEL,
+    DEPTHS,
+    EXPANSIONS,
+    IMPLICIT,
+    LEARNS,
+    WIDTHS,
+    both,
+    flat,
+    plain,
+)
 
 __all__ = ['SECOND_VERSION']
 
-# Frozen networks learn W_eff itself where that is possible: the same trajectory at the plain network's cost
-IMPLICIT: dict[str, Any] = {'implicit': True}
 BEYOND = (256, 512)
 ACCURACY = Value('accuracy', 'validation accuracy [%]')
 EXPANSION = 'LC expansion E'
 DATA = {'CIFAR-10': '', 'CIFAR-100': 'cifar100', 'Fashion-MNIST': 'fashion_mnist', 'SVHN': 'svhn'}
-
-
-def _three(expansion: int, facet: str = '', **geometry: Any) -> tuple[Variant, ...]:
-    """Return frozen random, learnable and plain at an expansion."""
-    model = f'lc_resnet20_16x{expansion}'
-    return (
-        Variant(FROZEN, expansion, model, {**geometry, **IMPLICIT}, facet=facet),
-        Variant(LEARNABLE, expansion, model, {**geometry, **LEARNS}, facet=facet),
-        plain(expansion, facet, **geometry),
-    )
 
 
 def _beyond(expansion: int) -> tuple[Variant, ...]:
@@ -53,10 +50,7 @@ def _of_data(name: str) -> Experiment:
     )  # fmt: skip
 
 
-OVER_E = (*flat(_three(e) for e in EXPANSIONS), *flat(_beyond(e) for e in BEYOND))
-OVER_E_AND_K = flat(
-    _three(e, f'k = {k}', **({} if k == 3 else {'kernel_size': k})) for k in KERNELS for e in EXPANSIONS
-)
+OVER_E = (*BY_EXPANSION, *flat(map(_beyond, BEYOND)))
 PLAIN_PRINTED = tuple(
     Printed('version 2, figure 4', PLAIN, e, 91.60, std=0.23) for e in (*EXPANSIONS, *BEYOND) if e != 128
 )
@@ -105,14 +99,14 @@ SECOND_VERSION = (
         x_label='depth D', says=('version 2, figure 6: frozen random and learnable break even at about D = 260',),
     ),
     Experiment(
-        'v2-fig8', 'Gap of frozen random and learnable for larger kernels', variants=OVER_E_AND_K, x_label=EXPANSION,
+        'v2-fig8', 'Gap of frozen random and learnable for larger kernels', variants=BY_KERNEL, x_label=EXPANSION,
         kind='gaps',
         says=('version 2, figure 8a: at the largest E the gap is closed for k = 5, 7 and 9, where version 1 saw one '
               'for 9',),
     ),
     *(
         Experiment(
-            name, f'Variance entropy of the {layer} layer for larger kernels', variants=OVER_E_AND_K,
+            name, f'Variance entropy of the {layer} layer for larger kernels', variants=BY_KERNEL,
             x_label=EXPANSION, values=(Value(key, 'variance entropy', digits=3),), measures=(key,), says=(ENTROPY,),
         )
         for name, layer, key in (('v2-fig10', 'first', 'entropy'), ('v2-fig11', 'last', 'entropy_last'))

@@ -57,7 +57,7 @@ class Section:
         short = is_short(self.experiment, self.lines)
         said += [f'Ours{f" after {short}" if short else ""}: {"; ".join(self.findings)}.'] if self.findings else []
         left_out = [f'{self.hidden} results of other recipes or images are not shown here.'] if self.hidden else []
-        return [*said, *self.experiment.notes, *left_out]
+        return [*said, *self.experiment.notes, *_form(self.lines), *left_out]
 
     def markdown(self) -> list[str]:
         """Return the lines of the table and the remarks, each after an empty one."""
@@ -115,6 +115,16 @@ def provenance(lines: Iterable[Line]) -> list[tuple[str, str]]:
         ('versions', _distinct(map(_versions, places))),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def _form(lines: Iterable[Line]) -> list[str]:
+    """Say how many of the frozen networks trained in the implicit form."""
+    runs = [line.run['model_kwargs'] for line in lines if line.is_trained]
+    frozen = [kwargs.get('implicit', False) for kwargs in runs if kwargs.get('freeze_spatial', True)]
+    if not any(frozen):
+        return []
+    which = 'Frozen networks' if all(frozen) else f'{sum(frozen)} of {len(frozen)} frozen networks'
+    return [f'{which} trained in the implicit form, which SGD trains on the same trajectory (docs/theory.md).']
 
 
 def _command(section: Section) -> str:

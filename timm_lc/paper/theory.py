@@ -18,8 +18,6 @@ BEYOND = (256, 512, 1024, 2048, 4096)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # 1e-2 is appendix C's
 SHOWN = (8, 128)
 
-FACTS = 'Frozen networks ran in the implicit form, which SGD trains on the same trajectory (docs/theory.md).'
-
 
 def _implicit(series: str, expansion: int, filters: str = 'uniform', *, facet: str = '', **geometry: Any) -> Variant:
     kwargs = {**geometry, 'implicit': True} | ({} if filters == 'uniform' else {'filters': filters})
@@ -62,13 +60,12 @@ THEORY = (
         variants=flat(
             (_implicit(FROZEN, e), _implicit(EXPECTED, e, EXPECTED), plain(e)) for e in (*EXPANSIONS, *BEYOND)
         ),
-        x_label=EXPANSION, pair=(FROZEN, EXPECTED), notes=(FACTS,),
+        x_label=EXPANSION, pair=(FROZEN, EXPECTED),
     ),
     Experiment(
         'theory3', 'The control: filters, or learning rate?', variants=flat(_control(e) for e in SHOWN),
         x_label='learning rate', pair=(FROZEN, PLAIN), kind='', log=False,
         notes=(
-            FACTS,
             'The recipe\'s rate is 1e-2. "expected" is the plain network with the learning rate c lr, the decay wd / c '
             "and the initial scale 1 / sqrt(3) in each LC-Block's place, c = E C_out / (3 C_in k^2).",
         ),
@@ -80,7 +77,7 @@ THEORY = (
             for e in (1, 2, 4, 8, 16, 128)
         ),
         x_label=EXPANSION, pair=(ORTHOGONAL, FROZEN),
-        notes=(FACTS, 'With orthonormal rows G is a multiple of a projector, at full rank of the identity.'),
+        notes=('With orthonormal rows G is a multiple of a projector, at full rank of the identity.',),
     ),
     Experiment(
         'theory5', 'Rank and condition of G in the last stage of LCResNet-20-16x{E}',

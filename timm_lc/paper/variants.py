@@ -6,13 +6,14 @@ from typing import Any
 from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Variant
 
 __all__ = [
-    'AMOUNT', 'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSIONS', 'KERNELS', 'LEARNS', 'PLAIN_BY_EXPANSION',
-    'PLAIN_BY_KERNEL', 'RECYCLED', 'WIDTHS', 'both', 'flat', 'plain',
+    'AMOUNT', 'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSIONS', 'IMPLICIT', 'KERNELS', 'LEARNS', 'RECYCLED',
+    'WIDTHS', 'both', 'flat', 'plain',
 ]  # fmt: skip
 
 EXPANSIONS = tuple(1 << power for power in range(8))
 WIDTHS, DEPTHS, KERNELS = (16, 32, 64, 128), (20, 32, 44, 56, 110, 260), (3, 5, 7, 9)
 LEARNS = {'freeze_spatial': False}
+IMPLICIT = {'implicit': True}
 AMOUNT, RECYCLED = 0.7, {'share_weights': True, 'recycle': 16}  # table 1's pruned share, and its shorter vector
 
 
@@ -36,11 +37,15 @@ def flat(groups: Iterable[tuple[Variant, ...]]) -> tuple[Variant, ...]:
     return tuple(variant for group in groups for variant in group)
 
 
-def _kernel(size: int) -> dict[str, int]:
-    return {} if size == 3 else {'kernel_size': size}
+def _three(expansion: int, facet: str = '', **geometry: Any) -> tuple[Variant, ...]:
+    """Return frozen random, learnable and plain; frozen random in the implicit form, the same trajectory for less."""
+    model = f'lc_resnet20_16x{expansion}'
+    return (
+        Variant(FROZEN, expansion, model, {**geometry, **IMPLICIT}, facet=facet),
+        Variant(LEARNABLE, expansion, model, {**geometry, **LEARNS}, facet=facet),
+        plain(expansion, facet, **geometry),
+    )
 
 
-BY_EXPANSION = flat(both(e, f'lc_resnet20_16x{e}') for e in EXPANSIONS)
-PLAIN_BY_EXPANSION = tuple(plain(e) for e in EXPANSIONS)  # one network: a level line to compare with
-BY_KERNEL = flat(both(e, f'lc_resnet20_16x{e}', f'k = {k}', **_kernel(k)) for k in KERNELS for e in EXPANSIONS)
-PLAIN_BY_KERNEL = tuple(plain(e, f'k = {k}', **_kernel(k)) for k in KERNELS for e in EXPANSIONS)
+BY_EXPANSION = flat(map(_three, EXPANSIONS))
+BY_KERNEL = flat(_three(e, f'k = {k}', **({} if k == 3 else {'kernel_size': k})) for k in KERNELS for e in EXPANSIONS)
