@@ -73,6 +73,16 @@ def test_page_lists_each_block_and_all(implicit):
     assert '22.2%' in lines[-1]  # 2 of 9
 
 
+def test_recycled_filters_repeat_whatever_the_expansion():
+    record = FilterRecord((40, 4, 3, 3), period=10 * 36)
+    found = condition(record, 4, 1)
+    assert (found.rank, found.smallest) == (10, 0)
+    with torch.device('meta'):
+        model = timm.create_model('lc_resnet20_16x2', share_weights=True, recycle=4)
+    last = conditioning_page(model).splitlines()[-2].split()
+    assert last[6] == '-'
+
+
 def test_networks_without_blocks_of_a_seed_have_no_page():
     assert conditioning_page(nn.Conv2d(3, 3, 3)) == ''
     learnable = nn.Sequential(LCConv2d(4, 4, 3, freeze_spatial=False))

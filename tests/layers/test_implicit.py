@@ -271,6 +271,33 @@ def test_expected_form_is_the_plain_convolution_with_another_rate_and_scale():
     assert_near(block.weight, plain.weight, 1e-12)
 
 
+def test_expected_network_is_the_plain_one_that_starts_from_smaller_weights():
+    """In front of norms without epsilon: W -> W / sqrt(c) turns c lr and wd / c into lr and wd."""
+
+    def losses(model):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 1e-40
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True, weight_decay=1e-2)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(10):
+            x = torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.float64)
+            loss = nn.functional.cross_entropy(model(x), torch.randint(10, (8,), generator=generator))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield loss.item()
+
+    limit = timm.create_model('lc_resnet20_16x128', implicit=True, filters='expected', dtype=torch.float64)
+    plain = timm.create_model('lc_lowres_resnet20', freeze_spatial=False, dtype=torch.float64)
+    plain.load_state_dict({key: value for key, value in limit.state_dict().items() if key in plain.state_dict()})
+    for name, block in limit.named_modules():
+        if isinstance(block, ImplicitLCConv2d):
+            c = 128 * block.out_channels / (3 * block.weight[0].numel())
+            plain.get_submodule(name).weight.data /= c**0.5
+    assert list(losses(limit)) == pytest.approx(list(losses(plain)), abs=1e-12)
+
+
 def test_a_matrix_that_does_not_fit_says_how_much(monkeypatch):
     monkeypatch.setattr(gram, '_memory', lambda: 2**20)
     with pytest.raises(ValueError, match=r'1 x 576 x 576, takes 0\.0 GiB to build and 0\.0 GiB are there'):

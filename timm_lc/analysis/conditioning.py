@@ -24,7 +24,7 @@ class Conditioning(NamedTuple):
         size: Weights of a filter, C_in/groups * k_h * k_w, in all groups: the largest rank.
         reach: rank / size, the share of the plain convolution's filters that P W reaches, in [0, 1].
         condition: Largest over smallest eigenvalue of G that is not zero, in the worst group; 1 for a projector.
-        smallest: The smallest E that reaches all filters.
+        smallest: The smallest E that reaches all filters; 0 of recycled ones, which repeat whatever E is.
         numbers: Values that the implicit form holds to multiply a gradient.
         multiply_adds: Of that product, in each step.
     """
@@ -49,7 +49,7 @@ def condition(record: FilterRecord, out_channels: int, groups: int) -> Condition
     fan = math.prod(record.shape[1:])
     shape = gram_shape(record, groups, fan)
     per_group = out_channels // groups  # rows of the gradient
-    smallest = -(-fan // per_group)
+    smallest = 0 if 0 < record.period < record.numel else -(-fan // per_group)
     if record.filter_set == EXPECTED:
         return Conditioning(fan * groups, fan * groups, 1.0, 1.0, smallest, 1, out_channels * fan)
     values = _eigenvalues(build_gram(record, groups, fan).matrix)
@@ -76,11 +76,11 @@ def conditioning_page(model: nn.Module) -> str:
     ]
     for name, one in found.items():
         rank, cost = f'{one.rank} of {one.size}', f'{one.numbers:,} numbers, {one.multiply_adds:,} multiply-adds'
-        lines.append(f'{name:<{width}}{rank:<16}{one.reach:<9.1%}{one.condition:<12.3g}{one.smallest:<11}{cost}')
+        lines.append(f'{name:<{width}}{rank:<16}{one.reach:<9.1%}{one.condition:<12.3g}{one.smallest or "-":<11}{cost}')
     reach, worst = min(one.reach for one in found.values()), max(one.condition for one in found.values())
     smallest, numbers = (max(one.smallest for one in found.values()), sum(one.numbers for one in found.values()))
     cost = f'{numbers:,} numbers, {sum(one.multiply_adds for one in found.values()):,} multiply-adds'
-    return '\n'.join([*lines, f'{"all":<{width}}{"":<16}{reach:<9.1%}{worst:<12.3g}{smallest:<11}{cost}'])
+    return '\n'.join([*lines, f'{"all":<{width}}{"":<16}{reach:<9.1%}{worst:<12.3g}{smallest or "-":<11}{cost}'])
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, tuple[FilterRecord, int, int]]]:

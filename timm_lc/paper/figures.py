@@ -60,6 +60,21 @@ def _gaps(experiment: Experiment, cells: Cells) -> Any:
     return curves([Panel(lines, experiment.x_label, label, '', experiment.log, places, zero=True)])
 
 
+def _losses(experiment: Experiment, cells: Cells) -> Any:
+    """Draw the training loss over the epochs, one panel for each place, one curve for each series."""
+    panels = []
+    for x in _places(experiment):
+        found = [cells.get(Point('', series, x), {}).get('losses', {}) for series in series_of(experiment)]
+        lines = [
+            Curve(series, list(enumerate(zip(*runs.values(), strict=True), 1)), style)
+            for style, (series, runs) in enumerate(zip(series_of(experiment), found, strict=True))
+        ]
+        epochs = sorted({epoch for line in lines for epoch, _ in line.points})
+        title = f'{experiment.x_label} = {x}'
+        panels += [Panel(lines, 'epoch', 'training loss', title, places=epochs)] if epochs else []
+    return curves(panels)
+
+
 def _filters(experiment: Experiment, cells: Cells) -> Any:
     """Draw filters of the first layer, rows by expansion; random and learned ones around them in figure 12."""
     around = 'random' in experiment.measures
@@ -142,6 +157,7 @@ _DRAWINGS = {
     'curves': _curves,
     'dots': _curves,
     'gaps': _gaps,
+    'losses': _losses,
     'filters': _filters,
     'positions': _positions,
     'distributions': _distributions,

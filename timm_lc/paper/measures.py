@@ -25,6 +25,7 @@ from timm_lc.analysis.metrics import (
 from timm_lc.analysis.robustness import Normalized, pgd, robust_accuracy
 from timm_lc.filters import random_values
 from timm_lc.layers.frozen import is_frozen
+from timm_lc.layers.gram import expected_factor
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.paper.experiment import Variant
 from timm_lc.paper.timing import build, measure_timing
@@ -98,6 +99,11 @@ def random_filters(model: nn.Module, images: Images) -> dict[str, Any]:
     return {}
 
 
+def rate(model: nn.Module, images: Images) -> dict[str, Any]:
+    """Measure how far a step of SGD at a learning rate of 1 turns a filter in front of a norm (theory6)."""
+    return {'rate': _rate(model)}
+
+
 def pointwise(model: nn.Module, images: Images) -> dict[str, Any]:
     """Count each layer's pointwise weights in 51 bins over +-`range` (figure 16)."""
     layers = {}
@@ -128,6 +134,11 @@ def counts(variant: Variant, device: torch.device) -> dict[str, Any]:
     return found if variant.amount else {**found, 'nonzero': found['total']}
 
 
+def rate_at_start(variant: Variant, device: torch.device) -> dict[str, Any]:
+    """Measure `rate` before training."""
+    return {'rate_at_start': _rate(build(variant))}
+
+
 def conditioning(variant: Variant, device: torch.device) -> dict[str, Any]:
     """Measure rank and condition of G in the last LC-Block, whose channels are as many before as after (theory5)."""
     with torch.device('meta'):  # of the record alone
@@ -148,12 +159,18 @@ MEASURES: dict[str, Measure] = {
     'positions': positions,
     'filters': filters,
     'random': random_filters,
+    'rate': rate,
     'pointwise': pointwise,
     'reconstruction': reconstruction,
 }
 
 # Of networks that need no training
-UNTRAINED: dict[str, UntrainedMeasure] = {'counts': counts, 'timing': measure_timing, 'conditioning': conditioning}
+UNTRAINED: dict[str, UntrainedMeasure] = {
+    'counts': counts,
+    'timing': measure_timing,
+    'conditioning': conditioning,
+    'rate': rate_at_start,
+}
 
 
 def _stem(model: nn.Module) -> Tensor:
@@ -162,6 +179,17 @@ def _stem(model: nn.Module) -> Tensor:
 
 def _last(model: nn.Module) -> Tensor:
     return list(effective_filters(model))[-1][1].detach()
+
+
+def _rate(model: nn.Module) -> float:
+    """Return c / |W_eff|^2, the geometric mean over spatial layers; c is that of implicit blocks, 1 elsewhere."""
+    logarithms = []
+    for name, weight in effective_filters(model):
+        conv = model.get_submodule(name)
+        implicit = isinstance(conv, ImplicitLCConv2d)
+        factor = expected_factor(conv.filter_record, conv.groups) if implicit else 1.0
+        logarithms.append(math.log(factor / weight.double().square().sum().item()))
+    return math.exp(sum(logarithms) / len(logarithms))
 
 
 def _on_pixels(model: nn.Module, images: Images) -> nn.Module:

@@ -44,9 +44,11 @@ def folder_of(run: dict[str, Any]) -> str:
 def known_values(directory: Path) -> dict[str, Any]:
     """Return what was measured of a finished run, {} if the run is not finished.
 
-    Keys are `seed`, `accuracy` (percent), `seconds`, and measures as `measure_run` names them.
+    Keys are `seed`, `accuracy` (percent), `seconds`, `losses` (in training, of each epoch), and measures as
+    `measure_run` names them.
     """
-    return read_json(directory / VALUES)
+    values = read_json(directory / VALUES)
+    return values and {'losses': [round(line['loss'], 4) for line in read_lines(directory / METRICS)], **values}
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the implicit LC-Block says about the paper, as experiments of ours: ids `theory1` to `theory5` (docs/theory.md).
+"""What the implicit LC-Block says about the paper, as experiments of ours: ids `theory1` to `theory6` (docs/theory.md).
 
 Frozen networks run in the implicit form, the same trajectory under SGD at the plain network's cost; learnable ones
 have none. The limit of many filters, `filters='expected'`, is a plain network with the learning rate, decay and
@@ -52,7 +52,7 @@ THEORY = (
         variants=flat(
             (Variant(EXPLICIT, e, f'lc_resnet20_16x{e}', {}), _implicit(IMPLICIT, e)) for e in (1, 8, 64)
         ),
-        x_label=EXPANSION, pair=(IMPLICIT, EXPLICIT),
+        x_label=EXPANSION, pair=(IMPLICIT, EXPLICIT), measures=('accuracy', 'losses'), kind='losses',
         notes=('In float64 the two differ by rounding alone; training amplifies that of float32.',),
     ),
     Experiment(
@@ -91,5 +91,15 @@ THEORY = (
             Value('smallest', 'smallest E that reaches all', digits=0),
         ),
         notes=('Of the last of its 64-to-64 convolutions; the measured gaps are those of fig8.',),
+    ),
+    Experiment(
+        'theory6', 'How fast filters turn: c / |W_eff|^2, the geometric mean over spatial layers',
+        variants=tuple(v for e in SHOWN for v in _control(e) if v.x == 'recipe' and v.series != LEARNABLE),
+        x_label='learning rate', measures=('rate',), untrained=('rate',), kind='', pair=None, log=False,
+        values=(Value('rate_at_start', 'at the start', digits=3), Value('rate', 'at the end', digits=3)),
+        notes=(
+            'In front of a norm a step of SGD turns a filter by the learning rate times c / |W_eff|^2; in the plain '
+            'network c is 1.',
+        ),
     ),
 )  # fmt: skip
