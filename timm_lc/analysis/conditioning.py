@@ -78,7 +78,8 @@ def conditioning_page(model: nn.Module) -> str:
         rank, cost = f'{one.rank} of {one.size}', f'{one.numbers:,} numbers, {one.multiply_adds:,} multiply-adds'
         lines.append(f'{name:<{width}}{rank:<16}{one.reach:<9.1%}{one.condition:<12.3g}{one.smallest or "-":<11}{cost}')
     reach, worst = min(one.reach for one in found.values()), max(one.condition for one in found.values())
-    smallest, numbers = (max(one.smallest for one in found.values()), sum(one.numbers for one in found.values()))
+    every, numbers = [one.smallest for one in found.values()], sum(one.numbers for one in found.values())
+    smallest = min(every) and max(every)
     cost = f'{numbers:,} numbers, {sum(one.multiply_adds for one in found.values()):,} multiply-adds'
     return '\n'.join([*lines, f'{"all":<{width}}{"":<16}{reach:<9.1%}{worst:<12.3g}{smallest or "-":<11}{cost}'])
 
