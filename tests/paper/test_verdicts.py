@@ -61,7 +61,12 @@ def test_of_other_images_only_differences_are_compared():
     assert word == 'no number to compare'
     assert reason == "cifar10-jpeg is not the paper's images: only differences of networks compare"
     both = [line(name, 128, value, data='cifar10-jpeg') for name, value in (('frozen random', 88), ('learnable', 87))]
-    assert section('v2-fig4a', plain, *both).verdict == ('agrees', '1 number within two deviations of the paper')
+    found = section('v2-fig4a', plain, *both)
+    assert found.verdict == ('agrees', '1 number within two deviations of the paper')
+    header = found.rows[0]
+    assert header.count('deviation') == 1
+    assert header[header.index('deviation') - 1] == 'paper: difference'
+    assert section('v2-fig4a', *HEADLINE).rows[0].count('deviation') == 4
 
 
 def test_findings_say_where_ours_crosses():
@@ -85,8 +90,11 @@ def test_findings_are_of_the_measured_numbers():
     square = [[1.0] * 3, [1.0, 4.0, 1.0], [1.0] * 3]
     border = section('fig13', line('learnable', 1, square, facet='k = 3', key='positions'))
     assert list(border.findings) == ['k = 3: variance at the border over that inside: learnable 0.25']
+    level = [line('plain', x, 0.8, key='entropy_normalized') for x in (1, 2, 4)]
     trend = [line('frozen random', x, value, key='entropy_normalized') for x, value in ((1, 0.9), (2, 1.1), (4, 0.7))]
-    assert list(section('fig6', *trend).findings) == ['frozen random goes from 0.900 to 0.700, within 0.700 and 1.100']
+    assert list(section('fig6', *trend, *level).findings) == [
+        'frozen random goes from 0.900 to 0.700, within 0.700 and 1.100'
+    ]
 
 
 def write(folder, name, lines):

@@ -12,7 +12,7 @@ from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
 from timm_lc.paper.results import Line, collect
 from timm_lc.paper.tables import markdown, table
-from timm_lc.paper.verdicts import Verdict, findings, is_short, verdict_of
+from timm_lc.paper.verdicts import Verdict, findings, incomparable, is_short, verdict_of
 from timm_lc.training.files import write_text
 from timm_lc.training.recipe import Recipe
 
@@ -73,7 +73,7 @@ def make_section(experiment: Experiment, lines: Sequence[Line], setting: str, na
     tuned = {variant.point for variant in experiment.variants if variant.lr}
     shown = [line for line in lines if _belongs(line, setting, line.point in tuned)]
     cells = collect(experiment, shown)
-    rows = table(experiment, cells) if experiment.values else []
+    rows = table(experiment, cells, incomparable(experiment, shown)) if experiment.values else []
     verdict, found = verdict_of(experiment, shown, cells), findings(experiment, cells)
     hidden = len(lines) - len(shown)
     figure, name = draw(experiment, cells), name or experiment.id

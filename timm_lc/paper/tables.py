@@ -1,7 +1,7 @@
 """An experiment as a Markdown table: ours beside the paper's, the deviation, intervals of paired differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from timm_lc.analysis.intervals import mean_and_std, paired_interval
@@ -19,13 +19,16 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in [header, ['---'] * len(header), *rows])
 
 
-def table(experiment: Experiment, cells: Cells) -> list[list[str]]:
-    """Return the header, and a row for each point that we measured or the paper prints: mean ± deviation over runs."""
+def table(experiment: Experiment, cells: Cells, incomparable: Container[str] = ()) -> list[list[str]]:
+    """Return the header, and a row for each point that we measured or the paper prints: mean ± deviation over runs.
+
+    Values of the keys in `incomparable` are on images that are not the paper's: only their differences are compared.
+    """
     columns = [(series, value) for value in experiment.values for series in series_of(experiment)]
     header = [*(['panel'] if _has_facets(experiment) else []), experiment.x_label]
     rows = [[*([facet] if _has_facets(experiment) else []), str(x)] for facet, x in _points(experiment, cells)]
     for series, value in columns:
-        _add_column(experiment, cells, series, value, header, rows)
+        _add_column(experiment, cells, series, value, value.key not in incomparable, header, rows)
     for value in experiment.values if experiment.pair else ():
         _add_gap(experiment, cells, value, header, rows)
     return _without_empty_columns([header, *rows])
@@ -57,19 +60,25 @@ def differences(experiment: Experiment, cells: Cells, facet: str, x: Any, key: s
 
 
 def _add_column(
-    experiment: Experiment, cells: Cells, series: str, value: Value, header: list[str], rows: list[list[str]]
+    experiment: Experiment,
+    cells: Cells,
+    series: str,
+    value: Value,
+    compares: bool,
+    header: list[str],
+    rows: list[list[str]],
 ) -> None:
-    """Append, in place, a column of ours, and the paper's with the deviation where it prints any."""
+    """Append, in place, a column of ours, and where the paper prints any its own, with the deviation if it compares."""
     several = len(experiment.values) > 1
     title = ', '.join([part for part in (series, value.title if several or not series else '') if part])
     printed = _printed(experiment, series, value)
-    header += [title, *([f'paper: {title}', 'deviation'] if printed else [])]
+    header += [title, *([f'paper: {title}', *(['deviation'] if compares else [])] if printed else [])]
     for row, (facet, x) in zip(rows, _points(experiment, cells), strict=True):
         found = cells.get(Point(facet, series, x), {})
         ours = list(found.get(value.key, {}).values())
         row.append(_spread(ours, value, found.get(f'{value.key}_std', {}).get(0)))
         if printed:
-            row += _beside(ours, printed.get((facet, x)), value)
+            row += _beside(ours, printed.get((facet, x)), value)[: 2 if compares else 1]
 
 
 def _add_gap(experiment: Experiment, cells: Cells, value: Value, header: list[str], rows: list[list[str]]) -> None:

@@ -1,6 +1,6 @@
 """Whether what was measured agrees with what the paper prints, and what ours shows where the paper speaks in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,10 @@ from timm_lc.paper.results import Cells, Line
 from timm_lc.paper.tables import differences
 from timm_lc.training.recipe import Recipe
 
-__all__ = ['AGREES', 'DIFFERS', 'MISSING', 'OPEN', 'SHORT', 'Verdict', 'findings', 'is_short', 'verdict_of']
+__all__ = [
+    'AGREES', 'DIFFERS', 'MISSING', 'OPEN', 'SHORT', 'Verdict', 'findings', 'incomparable', 'is_short',
+    'verdict_of',
+]  # fmt: skip
 
 AGREES, DIFFERS, SHORT, OPEN, MISSING = 'agrees', 'differs', 'too short to tell', 'no number to compare', 'not run'
 IMAGENET_EPOCHS = 300
@@ -34,12 +37,11 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
         return Verdict(MISSING, 'no run of ours')
     if short := is_short(experiment, lines):
         return Verdict(SHORT, short)
-    others = [line for line in lines if _has_other_images(experiment, line)]
-    theirs = {key for line in others for key in line.values}
-    known = [printed for printed in experiment.printed if printed.series == GAP or printed.key not in theirs]
+    others = incomparable(experiment, lines)
+    known = [printed for printed in experiment.printed if printed.series == GAP or printed.key not in others]
     compared = [(printed, ours) for printed in known for ours in _ours(experiment, cells, printed)]
     if not compared and others:
-        names = ', '.join(sorted({line.run['data'] for line in others}))
+        names = ', '.join(sorted({line.run['data'] for line in lines if _has_other_images(experiment, line)}))
         return Verdict(OPEN, f"{names} is not the paper's images: only differences of networks compare")
     if not compared:
         return Verdict(OPEN, 'none of the points with a number in print is measured' if experiment.printed else '')
@@ -52,6 +54,11 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
     _, printed, ours = max(far, key=lambda found: found[0])
     name = ' '.join(str(part) for part in (printed.series, printed.x) if part != '')
     return Verdict(DIFFERS, f'{len(far)} of {len(off)} numbers; the most {name}: {ours:,.5g}, paper {printed.low:,.5g}')
+
+
+def incomparable(experiment: Experiment, lines: Iterable[Line]) -> set[str]:
+    """Return the keys of the values that were measured on images that are not the paper's."""
+    return {key for line in lines if _has_other_images(experiment, line) for key in line.values}
 
 
 def _has_other_images(experiment: Experiment, line: Line) -> bool:
@@ -128,7 +135,7 @@ def _trend(experiment: Experiment, cells: Cells) -> list[str]:
         for value in experiment.values:
             for series in (FROZEN, LEARNABLE, PLAIN):
                 means = list(_means(experiment, cells, series, facet, value.key).values())
-                if len(means) > 1:
+                if len(set(means)) > 1:  # not the plain network's level line
                     parts = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
                     ends = f'{series} goes from {means[0]:.3f} to {means[-1]:.3f}, within {min(means):.3f} and '
                     found.append(': '.join([*parts, f'{ends}{max(means):.3f}']))
