@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -286,6 +287,15 @@ def test_state_of_a_plain_optimizer_gets_the_penalty():
     optimizer = optimizer_for(model, 'l1sgd', l1=L1)
     optimizer.load_state_dict(optimizer_for(model, 'sgd').state_dict())
     assert {group['l1'] for group in optimizer.param_groups} == {L1}
+
+
+def test_pickled_optimizer_steps_alike():
+    model = build()
+    optimizer = optimizer_for(model, 'l1adamw', l1=L1)
+    train(model, optimizer, steps=2)
+    pair = pickle.loads(pickle.dumps([model, optimizer]))
+    train(model, optimizer, steps=2)
+    assert difference(train(*pair, steps=2), model) == 0
 
 
 def test_copy_steps_alike():

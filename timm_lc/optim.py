@@ -213,6 +213,7 @@ def _register() -> None:
             classes[base] = type(
                 f'L1{base.__name__}', (L1Optimizer, base), {'base': base, '__doc__': L1Optimizer.__doc__}
             )
+            globals()[classes[base].__name__] = classes[base]  # where pickle looks for it
         changes = {'name': f'l1{name}', 'opt_class': classes[base]}
         description = f'{info.description} and an l1 penalty on pointwise convolutions'
         optimizer_registry.register(OptimInfo(**{**vars(info), **changes, 'description': description}))

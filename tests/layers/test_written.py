@@ -4,7 +4,9 @@ import copy
 import gc
 import io
 import pickle
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -368,3 +370,25 @@ def test_filters_that_are_not_there_are_not_lent():
         model = timm.create_model('lc_test_resnet', share_weights=True)
     assert all(conv.weight.is_meta for conv in spatial(model).values())
     assert lender_count(model) == 0
+
+
+@shared_builds
+def test_threads_read_and_run_one_network(build):
+    model = build(timm.create_model('test_resnet')).eval()
+    conv, x = next(iter(spatial(model).values())), torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+
+    def run(_):
+        x.to(conv.weight.dtype)  # as forwards of others do
+        with torch.no_grad():
+            return model(x)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(run, range(60)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(outputs, expected) for outputs in found)

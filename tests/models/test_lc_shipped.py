@@ -78,6 +78,11 @@ def test_filters_are_adopted_whatever_the_seed(images):
     assert torch.equal(default(images), other(images))
 
 
+def test_its_implicit_form_is_not_rounded_to_the_type_of_the_file(images):
+    explicit, implicit = (timm.create_model(NAME, pretrained=True, implicit=form).eval() for form in (False, True))
+    torch.testing.assert_close(implicit(images), explicit(images), rtol=1e-4, atol=1e-4)
+
+
 def test_it_folds_and_takes_other_classes_and_channels(images):
     model = timm.create_model(NAME, pretrained=True).eval()
     torch.testing.assert_close(timm_lc.fold(model)(images), model(images), rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.optim import SGDW, create_optimizer_v2
 from torch import nn
 
 from timm_lc import LCConv2d, add_linear_combinations, freeze_spatial, share_weights, to_explicit, to_implicit
@@ -112,10 +113,28 @@ def test_what_has_no_other_form_is_refused():
         to_explicit(nn.Sequential(LCConv2d(4, 4, 3, implicit=True, filters='expected')))
 
 
+def test_what_is_frozen_stays_frozen():
+    model = nn.Sequential(network(), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    for convert in (to_implicit, to_explicit):
+        convert(model)
+        assert [name for name, p in model.named_parameters() if p.requires_grad] == ['1.weight', '1.bias']
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('adamw', 'AdamW'), ('l1sgd', 'L1SGD')])
+def test_optimizers_of_other_trajectories_are_refused_before_their_first_step(name, kind):
+    model = network()
+    optimizer = create_optimizer_v2(model, name, lr=0.1, **({'l1': 1e-4} if kind == 'L1SGD' else {}))
+    with pytest.raises(ValueError, match=f'`optimizer` must be SGD without a penalty, got {kind}'):
+        to_implicit(model, optimizer)
+    assert isinstance(model[0], LCConv2d)
+
+
 def test_optimizers_of_more_than_momentum_are_refused():
     model = network()
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = SGDW(model.parameters())
     train(model, optimizer, range(1))
+    optimizer.state[model[0].pointwise.weight]['exp_avg'] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"must be SGD, whose state is momentum alone, got one with \['exp_avg'"):
         to_implicit(model, optimizer)
 

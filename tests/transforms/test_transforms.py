@@ -464,3 +464,12 @@ def test_counts_agree_with_autograd_and_the_state_dict(transform, stock):
 def test_streams_of_all_layers_of_resnet50_differ(resnet50):
     streams = {zlib.crc32(name.encode()) >> 8 for name in spatial(resnet50)}
     assert len(streams) == len(spatial(resnet50))
+
+
+@pytest.mark.parametrize('build', [freeze_spatial, share_weights, lambda model: share_weights(model, recycle=4)])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_two_networks_count_twice(build, device):
+    with torch.device(device):
+        models = [build(timm.create_model('test_resnet')) for _ in range(2)]
+    one, two = count_parameters(models[0]), count_parameters(nn.ModuleList(models))
+    assert two == tuple(2 * number for number in one)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from timm_lc.arguments import check_module
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.held import held_parameters
+from timm_lc.layers.sliced import is_shared
 from timm_lc.spatial import is_pointwise
 
 __all__ = ['ParameterCount', 'count_parameters']
@@ -42,16 +43,14 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     frozen = [module for module in model.modules() if is_frozen(module)]
     kept = {_place(m.weight): m.filter_record.numel for m in frozen if m.filter_record.is_kept}
     stored = sum(p.numel() for p in parameters) + sum(kept.values())
-    # layers of one record were tied: no two layers have one name
-    records = {module.filter_record for module in frozen if not module.filter_record.is_kept}
-    drawn = sum(record.numel for record in records if not record.is_shared)
-    vectors: dict[tuple[int, int], int] = {}
-    for record in records:
-        if record.is_shared:
-            key, length = (record.seed, record.period), min(record.numel, record.period or record.numel)
-            vectors[key] = max(vectors.get(key, 0), length)
+    drawn = {_place(m.weight): m.filter_record.numel for m in frozen if not (is_shared(m) or m.filter_record.is_kept)}
+    vectors: dict[int, int] = {}
+    for module in frozen:
+        if is_shared(module):
+            record, vector = module.filter_record, id(module.shared)
+            vectors[vector] = max(vectors.get(vector, 0), min(record.numel, record.period or record.numel))
     held = sum(tensor.numel() for module in model.modules() for tensor in held_parameters(module))  # a base's
-    total = stored + drawn + sum(vectors.values()) + held
+    total = stored + sum(drawn.values()) + sum(vectors.values()) + held
     pointwise = {id(m.weight): m.weight for m in model.modules() if is_pointwise(m)}.values()
     zeros = sum(int((w == 0).sum()) for w in pointwise if not w.is_meta)
     return ParameterCount(learnable, total, stored, total - zeros)

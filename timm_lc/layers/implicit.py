@@ -293,7 +293,7 @@ def _convert(block: ImplicitLCConv2d, state_dict: dict[str, Tensor], prefix: str
     for name in ('spatial.weight', 'spatial.shared.vector'):  # what a scripted model spells out
         state_dict.pop(prefix + name, None)
     built = block._rebuild(record, crc, pointwise.detach().double().flatten(1).cpu().numpy())
-    state_dict[prefix + 'weight'] = torch.from_numpy(built.product).view(block.weight.shape).to(pointwise.dtype)
+    state_dict[prefix + 'weight'] = torch.from_numpy(built.product).view(block.weight.shape).to(block.weight.dtype)
     if prefix + 'pointwise.bias' in state_dict:
         state_dict[prefix + 'bias'] = state_dict.pop(prefix + 'pointwise.bias')
     state_dict[prefix + _RECORD] = torch.from_numpy(record.encode(crc))

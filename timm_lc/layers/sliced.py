@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import sys
+import threading
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = [
     'refill_lent',
     'settle_lent',
 ]
+
+_lending = threading.RLock()  # threads may read and run one network
 
 
 def is_shared(module: nn.Module) -> bool:
@@ -69,13 +72,14 @@ class _SharedWeight:
 
 def _read(conv: Any, reader: CodeType) -> Tensor:
     """Return the weight of a shared layer, which is lent if `reader` is not the code of a forward of its class."""
-    settle_lent(conv.shared)
     is_own = any(reader is code for code in _forwards(type(conv)))
-    if is_shared(conv) and not is_own and conv.lent is None and _can_lend(conv):
-        with torch.inference_mode(False), torch.no_grad():
-            conv.lent = _sliced(conv)
-        conv.shared.lenders.append(conv)
-    return present_filters(conv)
+    with _lending:
+        settle_lent(conv.shared)
+        if is_shared(conv) and not is_own and conv.lent is None and _can_lend(conv):
+            with torch.inference_mode(False), torch.no_grad():
+                conv.lent = _sliced(conv)
+            conv.shared.lenders.append(conv)
+        return present_filters(conv)
 
 
 def _can_lend(conv: Any) -> bool:
@@ -101,14 +105,16 @@ def _sliced(conv: Any) -> Tensor:
 def settle_lent(shared: SharedFilters) -> None:
     """Let layers take back, in place, the weights that nobody else has any more."""
     if shared.lenders:
-        for conv in [conv for conv in shared.lenders if _is_idle(conv)]:
-            _take_back(conv)
+        with _lending:
+            for conv in [conv for conv in shared.lenders if _is_idle(conv)]:
+                _take_back(conv)
 
 
 def part_before(function: Callable[[Tensor], Tensor], shared: SharedFilters) -> None:
     """Let layers take back, in place, the weights that `function` will replace: then nobody else has them."""
-    for conv in [conv for conv in shared.lenders if function(conv.lent) is not conv.lent]:
-        _take_back(conv)
+    with _lending:
+        for conv in [conv for conv in shared.lenders if function(conv.lent) is not conv.lent]:
+            _take_back(conv)
 
 
 def is_written(conv: nn.Conv2d) -> bool:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+from timm.optim import SGDW
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from timm_lc.arguments import check_module
 from timm_lc.filters import EXPECTED
@@ -13,6 +14,7 @@ from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.layers.verify import verify
+from timm_lc.optim import L1Optimizer
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.freeze import settle
 
@@ -115,7 +117,7 @@ def _finish(
     first: dict[int, nn.Module] = {}
     for (old, new), momentum in zip(replacements.items(), momenta, strict=True):
         owner = first.setdefault(id(_learned(old).weight), new)
-        _learned(new).weight = _learned(owner).weight
+        _learned(new).weight = _learned(owner).weight.requires_grad_(_learned(old).weight.requires_grad)
         if owner is new:
             _exchange(optimizer, _learned(old).weight, _learned(new).weight, momentum)
     replace_modules(model, replacements)
@@ -132,6 +134,8 @@ def _check(model: nn.Module, optimizer: Optimizer | None) -> None:
         raise ValueError(f'{type(model).__name__} has no LC-Block')
     if model in blocks:
         raise ValueError('`model` is itself an LC-Block, which cannot be replaced in place: put it into a module')
+    if optimizer is not None and (isinstance(optimizer, L1Optimizer) or not isinstance(optimizer, SGD | SGDW)):
+        raise ValueError(f'`optimizer` must be SGD without a penalty, got {type(optimizer).__name__}')
     states = {} if optimizer is None else optimizer.state
     others = {key for state in states.values() for key, value in state.items() if value is not None} - {_MOMENTUM}
     if others:
