@@ -160,10 +160,28 @@ def test_a_prefix_is_named_as_such(build, stock):
 
 @pytest.mark.parametrize('strict', [True, False])
 def test_a_stock_state_is_refused_by_lc_blocks(strict, stock):
-    with pytest.raises(
-        RuntimeError, match=r'layer `conv1\.0`: the checkpoint has the weight of an ordinary convolution'
-    ):
+    with pytest.raises(RuntimeError, match=r'layer `conv1\.0`: the checkpoint has one convolution here'):
         VARIANTS['expanded'](stock()).load_state_dict(stock().state_dict(), strict=strict)
+
+
+FORMS = {
+    'frozen': {}, 'learnable': {'freeze_spatial': False}, 'LC-Blocks': {'expansion': 2},
+    'implicit': {'expansion': 2, 'implicit': True}, 'between': {'expansion': 2, 'between': 'bn'},
+}  # fmt: skip
+CONVERTED = [('frozen', 'learnable'), ('LC-Blocks', 'implicit'), ('implicit', 'learnable')]  # the same function
+
+
+@pytest.mark.parametrize('kind', FORMS)
+@pytest.mark.parametrize('source', FORMS)
+def test_a_checkpoint_of_another_form_is_refused_by_layer_whatever_strict_says(source, kind):
+    """As `--pretrained-path` with another number of classes loads it."""
+    state = timm.create_model('lc_test_resnet', **FORMS[source]).state_dict()
+    model = timm.create_model('lc_test_resnet', **FORMS[kind])
+    if source == kind or (source, kind) in CONVERTED:
+        model.load_state_dict(state, strict=False)
+        return
+    with pytest.raises(RuntimeError, match=r'layer `(conv1|stages\.0\.0\.conv1)'):
+        model.load_state_dict(state, strict=False)
 
 
 @every_variant

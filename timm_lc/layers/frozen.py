@@ -277,6 +277,7 @@ def _load_filters(
     """Adopt the record in `state_dict` and verify it, whatever `strict` says; errors name the layer."""
     try:
         if prefix + RECORD not in state_dict:
+            _refuse_block(state_dict, prefix)
             if is_frozen(conv) and not conv.filter_record.is_kept:
                 _refuse_weight(state_dict, prefix)
         elif is_frozen(conv):
@@ -287,6 +288,14 @@ def _load_filters(
         error_msgs.append(f'layer `{prefix[:-1]}`: {error}')
         if is_frozen(conv) and prefix + RECORD in state_dict:
             state_dict[prefix + RECORD] = conv.record  # torch goes on to copy what is there
+
+
+def _refuse_block(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Refuse what an LC-Block wrote, of which a loader that is not strict would take nothing."""
+    if prefix + 'pointwise.weight' in state_dict:
+        raise ValueError(
+            'the checkpoint has an LC-Block or an adapter here: build the model with its `expansion` or `adapter`'
+        )
 
 
 def _refuse_weight(state_dict: dict[str, Tensor], prefix: str) -> None:

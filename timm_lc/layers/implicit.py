@@ -22,9 +22,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from timm_lc.arguments import device_of
 from timm_lc.filters import EXPECTED, FilterRecord
 from timm_lc.layers.gram import Gram, Solution, build_gram, gram_shape, precondition, solve_pointwise
-from timm_lc.layers.recorded import decode, filter_shape
+from timm_lc.layers.recorded import RECORD, decode, filter_shape
 
-__all__ = ['ImplicitLCConv2d', 'plain_convolution']
+__all__ = ['ImplicitLCConv2d', 'other_operation', 'plain_convolution']
 
 _RECORD = 'lc_record'
 
@@ -261,7 +261,7 @@ def _load_block(
         if prefix + 'pointwise.weight' in state_dict:
             _convert(block, state_dict, prefix)
         if prefix + _RECORD not in state_dict:
-            if prefix + 'weight' in state_dict:
+            if {prefix + 'weight', prefix + RECORD} & state_dict.keys():
                 raise ValueError('the checkpoint is not of an implicit LC-Block: build the model with `implicit=False`')
             return
         bits = state_dict[prefix + _RECORD]
@@ -283,11 +283,22 @@ def _mark_loaded(block: ImplicitLCConv2d, incompatible: Any) -> None:
     block._mark()
 
 
+def other_operation(state_dict: dict[str, Tensor], prefix: str, *, is_normed: bool) -> str:
+    """Return the error of a checkpoint whose LC-Block has a norm between its convolutions where the model has none."""
+    has_norm = prefix + 'between.0.weight' in state_dict
+    found = (
+        f'the checkpoint has {"a" if has_norm else "no"} norm between the two convolutions: build the model with its '
+    )
+    return '' if has_norm == is_normed else found + '`between`'
+
+
 def _convert(block: ImplicitLCConv2d, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Write P W into `state_dict` in place of P and the record of W."""
     bits = state_dict.pop(prefix + 'spatial.record', None)
     if bits is None:
         raise ValueError('the checkpoint is of an LC-Block that learns its filters, which has no implicit form')
+    if found := other_operation(state_dict, prefix, is_normed=False):
+        raise ValueError(found)
     record, crc = decode(bits)
     pointwise = state_dict.pop(prefix + 'pointwise.weight')
     for name in ('spatial.weight', 'spatial.shared.vector'):  # what a scripted model spells out

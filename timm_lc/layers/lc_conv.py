@@ -15,11 +15,12 @@ from torch.nn.common_types import _size_2_t
 from timm_lc.arguments import check_count, device_of
 from timm_lc.filters import FilterRecord, check_seed
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, named_record, refuse_unfilled, seed_convolution
-from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
+from timm_lc.layers.implicit import ImplicitLCConv2d, other_operation, plain_convolution
+from timm_lc.layers.recorded import RECORD
 from timm_lc.layers.shared import repeat_to, trace_as_leaf
 from timm_lc.layers.sliced import is_shared, present_filters, settle_lent
 
-__all__ = ['LCConv2d', 'combine']
+__all__ = ['LCConv2d', 'combine', 'other_forms']
 
 
 def _product(pointwise: Tensor, filters: Tensor, groups: int) -> Tensor:
@@ -182,7 +183,6 @@ class LCConv2d(nn.Module):
         )
         record = dataclasses.replace(record, shape=filter_shape(self.spatial))
         (freeze_convolution if freeze_spatial else seed_convolution)(self.spatial, record)
-        self.register_load_state_dict_pre_hook(_refuse_implicit)
 
     def effective_weight(self) -> Tensor:
         """Return P W, (C_out, C_in/groups, k_h, k_w)."""
@@ -233,18 +233,32 @@ class LCConv2d(nn.Module):
         return fused
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse the weight of the convolution that this block replaced, which strictness alone would leave out."""
+        """Refuse what another form of this layer wrote, which a loader that is not strict would leave out."""
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + 'weight' in state_dict and prefix + 'pointwise.weight' not in state_dict:
-            error_msgs: list[str] = args[-1]
-            error_msgs.append(
-                f'layer `{prefix[:-1]}`: the checkpoint has the weight of an ordinary convolution: it is of a network '
-                'without LC-Blocks'
-            )
+        args[-1].extend(other_forms(state_dict, prefix))
 
     def extra_repr(self) -> str:
         """Return the geometry and the expansion."""
         return f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion}'
+
+
+def other_forms(state_dict: dict[str, Tensor], prefix: str, *, is_normed: bool = False) -> list[str]:
+    """Return the errors of a checkpoint that has something else at `prefix` than an LC-Block of two convolutions.
+
+    `is_normed`: with a norm between them.
+    """
+    if prefix + 'lc_record' in state_dict:  # of which P is not the only one that gives P W
+        found = (
+            'the checkpoint is of implicit LC-Blocks: build the model with `implicit=True`, load it, then call '
+            '`timm_lc.to_explicit(model)`'
+        )
+    elif prefix + 'pointwise.weight' in state_dict:
+        found = other_operation(state_dict, prefix, is_normed=is_normed)
+    elif {prefix + 'weight', prefix + RECORD} & state_dict.keys():
+        found = 'the checkpoint has one convolution here: it is of a network without LC-Blocks'
+    else:
+        found = ''
+    return [f'layer `{prefix[:-1]}`: {found}'] if found else []
 
 
 def is_plain(conv: nn.Module) -> bool:
@@ -274,21 +288,3 @@ def refuse_hooked(layer: nn.Module) -> None:
                 f'`{name}` of an {type(layer).__name__} is hooked, replaced or reparameterised by another tool, which '
                 'merging would lose: let that tool merge or remove its own first'
             )
-
-
-def _refuse_implicit(
-    block: LCConv2d,
-    state_dict: dict[str, Tensor],
-    prefix: str,
-    local_metadata: dict,
-    strict: bool,
-    missing_keys: list[str],
-    unexpected_keys: list[str],
-    error_msgs: list[str],
-) -> None:
-    """Say how to load a checkpoint of the implicit form, of which P is not the only one that gives P W."""
-    if f'{prefix}lc_record' in state_dict:
-        error_msgs.append(
-            f'layer `{prefix[:-1]}`: the checkpoint is of implicit LC-Blocks: build the model with `implicit=True`, '
-            f'load it, then call `timm_lc.to_explicit(model)`'
-        )

@@ -1,8 +1,10 @@
 """The LC-Block with an operation between its two convolutions (the paper's second version, table 3)."""
 
-from torch import nn
+from typing import Any
 
-from timm_lc.layers.lc_conv import LCConv2d
+from torch import Tensor, nn
+
+from timm_lc.layers.lc_conv import LCConv2d, other_forms
 
 __all__ = ['BETWEEN', 'LCPair']
 
@@ -40,6 +42,11 @@ class LCPair(nn.Sequential):
             operation.append(nn.ReLU())
         self.spatial, self.between, self.pointwise = block.spatial, operation, block.pointwise
         self.train(block.training)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse what another form of this layer wrote, which a loader that is not strict would leave out."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        args[-1].extend(other_forms(state_dict, prefix, is_normed=len(self.between.state_dict()) > 0))
 
     @property
     def expansion(self) -> int:
