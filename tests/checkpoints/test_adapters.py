@@ -201,6 +201,31 @@ def test_another_base_is_refused_and_left_alone(stock, images, tmp_path):
         load_adapter(stock('test_convnext'), path)
 
 
+def test_a_classifier_that_cannot_be_replaced_leaves_the_base_alone(images, tmp_path):
+    def network(classes):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+        )
+
+    path = save_adapter(learned(add_adapters(network(2), 4)), tmp_path / 'task.safetensors')
+    base = network(4)
+    before, outputs = list(base.state_dict()), base(images)
+    with pytest.raises(ValueError, match=r'`4.weight` is \(2, 8\), that of the base \(4, 8\): give it a classifier'):
+        load_adapter(base, path)
+    assert list(base.state_dict()) == before
+    assert torch.equal(base(images), outputs)
+
+
+def test_an_adapter_of_a_network_in_half_precision_is_that_of_its_base(stock, images, tmp_path):
+    model = add_adapters(stock(), 4).to(torch.bfloat16)
+    path = save_adapter(learned(model), tmp_path / 'task.safetensors')
+    twin = load_adapter(stock(), path).to(torch.bfloat16)
+    assert torch.equal(twin(images.bfloat16()), model.eval()(images.bfloat16()))
+    with pytest.raises(ValueError, match=r'another base.*load it before the base is cast'):
+        load_adapter(stock().to(torch.bfloat16), path)
+
+
 def test_a_damaged_file_is_refused(stock, tmp_path):
     path = save_adapter(add_adapters(stock(), 4), tmp_path / 'task.safetensors')
     with pytest.raises(ValueError, match='does not match its checksum'):
@@ -253,6 +278,13 @@ def test_an_adapters_file_alone_builds_its_network(published, images, tmp_path):
     timm_lc.save_pretrained(loaded, tmp_path / 'again')
     again = timm.create_model(f'local-dir:{tmp_path / "again"}', pretrained=True).eval()
     assert torch.equal(again(images), model(images))
+
+
+def test_a_sparse_file_alone_builds_its_network(published, images, tmp_path):
+    _, model = published
+    timm_lc.prune_pointwise(model, 0.5)
+    path = save_adapter(model, tmp_path / 'sparse.safetensors', sparse=True)
+    assert torch.equal(load_adapted(path)(images), model(images))
 
 
 def test_export_writes_the_merged_stock_network(published, images, tmp_path, capsys, stock_folders):

@@ -25,6 +25,7 @@ from timm_lc.transforms.fingerprint import (
     classifiers,
     describe_difference,
     fingerprint_base,
+    rounded_layers,
 )
 
 __all__ = ['AdapterFile', 'is_adapter_file', 'load_adapted', 'load_adapter', 'read_adapter', 'save_adapter']
@@ -110,6 +111,11 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
     network, path = unwrap_model(model), Path(path)
     file = read_adapter(path)
     _check_base(network, file, path)
+    if (unlike := _unlike(network, file)) and not _can_reset(network, file):
+        raise ValueError(
+            f'cannot load {path}: its `{unlike[0]}` is {tuple(file.tensors[unlike[0]].shape)}, that of the base '
+            f'{tuple(network.get_parameter(unlike[0]).shape)}: give it a classifier of as many classes first'
+        )
     if not (is_adapted(network) and _shapes(network) == {name: r.shape for name, r in file.records.items()}
             and network.adaptation.norms == file.norms):  # fmt: skip
         if is_adapted(network):
@@ -171,7 +177,7 @@ def read_adapter(path: Path) -> AdapterFile:
 def _arguments(file: AdapterFile) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` that build the adapted network of a file, defaults left out."""
     records = list(file.records.values())
-    ranks = [len(t[0]) for key, t in file.tensors.items() if key.endswith('.pointwise.weight')]
+    ranks = [record.shape[0] // record.groups for record in records]  # `load_adapter` then has them exactly
     kernels = {max(record.shape[2:]) > 1 for record in records}
     layers = 'all' if len(kernels) == 2 else 'spatial' if True in kernels else 'pointwise'
     given = {'seed': records[0].seed, 'gain': records[0].gain, 'adapter_layers': layers, 'adapter_norms': file.norms}
@@ -185,7 +191,8 @@ def _check_base(model: nn.Module, file: AdapterFile, path: Path) -> None:
     base = recorded_base(model) if is_adapted(model) else fingerprint_base(model)
     difference = describe_difference(base, file.tensors[FINGERPRINT])
     if difference:
-        raise ValueError(f'{path} is an adapter of another base, {file.base}: {difference}')
+        hint = ': load it before the base is cast to fewer bits' if rounded_layers(model) else ''
+        raise ValueError(f'{path} is an adapter of another base, {file.base}: {difference}{hint}')
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -195,14 +202,20 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _fit_classifier(model: Any, file: AdapterFile) -> None:
     """Give `model` a new classifier, in place, if that of the file has another number of classes."""
-    weights = [
-        (head.weight, file.tensors.get(f'{name}.weight'))
-        for name, head in classifiers(model).items()
-        if isinstance(getattr(head, 'weight', None), Tensor)
-    ]
-    differs = any(stored is not None and stored.shape != present.shape for present, stored in weights)
-    if (differs or not weights) and file.num_classes and hasattr(model, 'reset_classifier'):
+    has_none = not any(isinstance(getattr(head, 'weight', None), Tensor) for head in classifiers(model).values())
+    if (has_none or _unlike(model, file)) and _can_reset(model, file):
         model.reset_classifier(file.num_classes)
+
+
+def _can_reset(model: nn.Module, file: AdapterFile) -> bool:
+    return bool(file.num_classes) and hasattr(model, 'reset_classifier')
+
+
+def _unlike(model: nn.Module, file: AdapterFile) -> list[str]:
+    """Return the weights of classifiers, by name, that have another shape in the file."""
+    present = {f'{name}.weight': getattr(head, 'weight', None) for name, head in classifiers(model).items()}
+    both = {key: weight for key, weight in present.items() if isinstance(weight, Tensor) and key in file.tensors}
+    return [key for key, weight in both.items() if weight.shape != file.tensors[key].shape]
 
 
 def _new_file_mode(folder: Path) -> int:

@@ -25,6 +25,7 @@ from timm_lc.transforms.fingerprint import (
     describe_difference,
     encode_checksums,
     fingerprint_base,
+    rounded_layers,
 )
 from timm_lc.transforms.freeze import settle, unsettle
 
@@ -207,9 +208,12 @@ def recorded_base(model: nn.Module) -> dict[str, int]:
 
 
 def changed_layers(model: nn.Module) -> list[str]:
-    """Return the names of held layers of an adapted network that are not those of its base any more."""
-    norms = learned_norms(model)
-    present = {name: crc for name, crc in fingerprint_base(model).items() if name not in norms}
+    """Return the names of held layers of an adapted network that are not those of its base any more.
+
+    Of a network in half precision no change is known: its cast has rounded them.
+    """
+    skipped = learned_norms(model).keys() | rounded_layers(model)
+    present = {name: crc for name, crc in fingerprint_base(model).items() if name not in skipped}
     recorded = recorded_base(model)
     return [name for name, crc in present.items() if crc != recorded[name]]
 

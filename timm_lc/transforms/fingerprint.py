@@ -16,6 +16,7 @@ __all__ = [
     'describe_difference',
     'encode_checksums',
     'fingerprint_base',
+    'rounded_layers',
 ]
 
 FINGERPRINT = 'base_fingerprint'  # entry of the state dict
@@ -23,6 +24,20 @@ FINGERPRINT = 'base_fingerprint'  # entry of the state dict
 
 def fingerprint_base(model: nn.Module) -> dict[str, int]:
     """Return a CRC-32 of each layer that has tensors, in order of names, the classifier's and adapters' left out."""
+    return {name: _checksum(tensors) for name, tensors in _layers(model).items()}
+
+
+def rounded_layers(model: nn.Module) -> set[str]:
+    """Return the layers of a base that hold numbers of fewer bits than float32, of which no CRC-32 tells a change."""
+    return {
+        name
+        for name, tensors in _layers(model).items()
+        if any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors.values())
+    }
+
+
+def _layers(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each layer of a base, in order of names."""
     left_out = {child for module in classifiers(model).values() for child in module.modules()}
     for module in model.modules():
         if isinstance(module, AdaptedConv2d):
@@ -32,7 +47,7 @@ def fingerprint_base(model: nn.Module) -> dict[str, int]:
         for name, module in model.named_modules()
         if module not in left_out
     }
-    return {name: _checksum(tensors) for name, tensors in sorted(layers.items()) if tensors}
+    return {name: tensors for name, tensors in sorted(layers.items()) if tensors}
 
 
 def classifiers(model: nn.Module) -> dict[str, nn.Module]:
