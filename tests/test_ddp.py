@@ -101,12 +101,18 @@ def load_on_the_first_rank(build, broadcast_buffers, rank):
     } | {'records': {name: tensor for name, tensor in state.items() if name.endswith('record')}}
 
 
+def broadcast(model):
+    """Return how many numbers DistributedDataParallel broadcasts before each forward."""
+    return sum(tensor.numel() for tensor in DistributedDataParallel(model).modules_buffers)
+
+
 def run_rank(rank, folder):
     """Train all cases in one process of two."""
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
     results = {case: train_rank(*case, rank) for case in CASES}
     results |= {('loaded', *case): load_on_the_first_rank(*case, rank) for case in LOADED}
+    results['broadcast'] = [broadcast(model) for model in (BUILDS['frozen'](), torch.compile(BUILDS['frozen']()))]
     torch.save(results, f'{folder}/rank{rank}.pt')
     distributed.destroy_process_group()
 
@@ -162,6 +168,12 @@ def test_filters_that_a_seed_gives_are_not_broadcast(build):
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     assert ignored >= {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
     assert not ignored & set(dict(model.named_parameters()))
+
+
+def test_filters_of_a_compiled_network_are_not_broadcast_either(ranks):
+    for rank in ranks:
+        eager, compiled = rank['broadcast']
+        assert eager == compiled < sum(f.numel() for f in spatial_filters(BUILDS['frozen']()).values())
 
 
 @pytest.mark.parametrize('case', LOADED)

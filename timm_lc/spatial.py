@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 __all__ = [
     'FilterFn',
+    'classifying_convolution',
     'is_flat',
     'is_pointwise',
     'is_spatial',
@@ -50,11 +51,14 @@ def _heads(model: nn.Module) -> set[str]:
     """Return names of the layers that classify: timm's, and a last layer that gives as many outputs as classes."""
     classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
     heads = {classifier} if isinstance(classifier, str) else set(classifier)
-    for name, module in reversed(list(model.named_modules())):
-        if any(True for _ in module.parameters(recurse=False)):
-            is_head = getattr(module, 'out_channels', None) == getattr(model, 'num_classes', ...)
-            return heads | {name} if is_head else heads
-    return heads
+    return heads | classifying_convolution(model).keys()
+
+
+def classifying_convolution(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the last layer of `model` by its name if it is a convolution with as many outputs as `num_classes`."""
+    layers = [(name, m) for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+    classes = getattr(model, 'num_classes', ...)
+    return {name: module for name, module in layers[-1:] if getattr(module, 'out_channels', None) == classes}
 
 
 def _is_in(name: str, heads: set[str]) -> bool:

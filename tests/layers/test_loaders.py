@@ -259,3 +259,13 @@ def test_traced_networks_adopt_and_verify_as_those_they_are_of(trace, build, sto
         traced = load(trace(build(stock())), state)
         actual = traced.eval()(images)
         assert torch.equal(actual['fc'] if isinstance(actual, dict) else actual, outputs(source, images))
+
+
+@seeded_variants
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_an_assigned_state_in_half_precision_computes(build, device, stock, images):
+    """As in a stock network, whose tensors all become those of the state."""
+    source = build(stock()).to(torch.bfloat16)
+    model = on_meta(build) if device == 'meta' else build(stock())
+    model.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(outputs(model, images.bfloat16()), outputs(source, images.bfloat16()))

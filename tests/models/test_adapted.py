@@ -164,3 +164,14 @@ def test_a_checkpoint_of_another_base_is_refused(base, stock, tmp_path):
     with pytest.raises(RuntimeError, match=r'1 of \d+ layers differ, `layer1\.0\.conv1` first'):
         adapted(f'local-dir:{tmp_path / "revised"}').load_state_dict(trained.state_dict())
     assert 'add_adapters' in timm_lc.__all__
+
+
+def test_an_overlay_counts_as_in_other_networks(base, images, tmp_path):
+    """As train.py gives it: `--pretrained --pretrained-path FILE`, which replaces the head."""
+    _, folder = base
+    trained = moved(adapted(f'local-dir:{folder}', num_classes=4))
+    torch.save({'state_dict': trained.state_dict()}, tmp_path / 'last.pth.tar')
+    overlay = {'file': str(tmp_path / 'last.pth.tar'), 'num_classes': -1, 'mean': (0.1, 0.2, 0.3)}
+    model = adapted(f'local-dir:{folder}', pretrained=True, num_classes=4, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.forward_features(images), trained.forward_features(images))
+    assert model.pretrained_cfg['mean'] == (0.1, 0.2, 0.3)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 import timm
 import torch
+import torchvision
 from timm.utils import reparameterize_model
 from torch import nn
 
@@ -363,3 +364,8 @@ def test_describe_tells_what_an_adapter_is_made_of(stock):
     drawn = sum(m.spatial.weight.numel() for m in plain.modules() if isinstance(m, AdaptedConv2d))
     coefficients = sum(m.pointwise.weight.numel() for m in plain.modules() if isinstance(m, AdaptedConv2d))
     assert described.parameters.total == total + drawn + coefficients
+
+
+def test_a_convolution_that_classifies_learns_as_a_linear_head_does():
+    model = add_adapters(torchvision.models.squeezenet1_1(num_classes=10), 4)
+    assert {'classifier.1.weight', 'classifier.1.bias'} <= {n for n, p in model.named_parameters() if p.requires_grad}

@@ -319,10 +319,13 @@ def _load_record(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str, *,
         vector[: record.numel], torch.from_numpy(record.unit_values())[: len(vector)]
     ):
         raise ValueError('the shared vector stored in the checkpoint is not that of its record')
+    bits = state_dict[prefix + RECORD]
     if assign and conv.record.is_meta:
-        conv.to_empty(device=state_dict[prefix + RECORD].device)
+        conv.to_empty(device=bits.device)
+    if assign and bits.is_floating_point():  # it has the type of the network
+        conv.to(bits.dtype)
     adopt(conv, record, drawn, crc)
-    state_dict[prefix + RECORD] = encode(record, crc, state_dict[prefix + RECORD])
+    state_dict[prefix + RECORD] = encode(record, crc, bits)
 
 
 def _load_as_weight(conv: nn.Conv2d, state_dict: dict[str, Tensor], prefix: str) -> None:

@@ -4,6 +4,7 @@ DistributedDataParallel is spared the broadcast of filters, so it would not noti
 rank 0 alone. In its first step ranks compare their records, a few hundred bytes a layer, and take over rank 0's.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,9 +32,10 @@ class LeftToRanks(list[str]):
         self.announce = BoundMethod('announce', _announce, model)
 
     def __iter__(self) -> Iterator[str]:
-        if distributed.is_available() and distributed.is_initialized():
-            self.announce()
-        return super().__iter__()
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return super().__iter__()
+        self.announce()
+        return itertools.chain(self[:], [f'_orig_mod.{name}' for name in self[:]])  # so are they called once compiled
 
     def __reduce__(self) -> tuple:  # the inherited one would iterate
         return LeftToRanks, (self[:], self.announce.owner())

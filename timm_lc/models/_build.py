@@ -56,6 +56,7 @@ def build(
         raise ValueError('`adapter` has no `features_only`: call `forward_intermediates`, or build it from the folded')
     else:
         model = build_adapted(name, options, cfg if pretrained_cfg else None, cache_dir=cache_dir, **kwargs)
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **(pretrained_cfg_overlay or {})}
     add_unpacking(model)
     describe_as(model, name, _learnable_stem(model, first_conv))
     if pretrained:

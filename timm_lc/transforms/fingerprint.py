@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.held import tensors_of
+from timm_lc.spatial import classifying_convolution
 
 __all__ = [
     'FINGERPRINT',
@@ -51,12 +52,13 @@ def _layers(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def classifiers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return timm's classifier modules by name, or the last linear layer of a network that is not timm's."""
+    """Return timm's classifier modules by name, or what classifies last in a network that is not timm's."""
     if hasattr(model, 'get_classifier'):
         found = model.get_classifier()
         heads = {*found} if isinstance(found, tuple | list | nn.ModuleList) else {found}
     else:
-        heads = {*[module for module in model.modules() if isinstance(module, nn.Linear)][-1:]}
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+        heads = {*(classifying_convolution(model).values() or linear)}
     return {name: module for name, module in model.named_modules() if module in heads}
 
 
