@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -364,6 +364,14 @@ def test_groups_may_have_their_own_penalty():
         (cross_entropy(by_hand(INPUT), LABELS) + L1 * by_hand.pointwise.weight.abs().sum()).backward()
         stock.step()
     assert difference(model, by_hand) < 1e-6
+
+
+@pytest.mark.parametrize('wrong', [{'l1': -1.0}, {'l1_mode': 'proximl'}, {'keep_zeros': 1}])
+def test_what_a_group_says_is_checked_too(wrong):
+    model = build()
+    groups = [{'params': list(model.parameters()), **wrong}]
+    with pytest.raises((ValueError, TypeError), match=f'`{next(iter(wrong))}` must be'):
+        get_optimizer_info('l1sgd').opt_class(groups, lr=0.1, l1=L1)
 
 
 def test_zero_is_no_penalty():

@@ -154,6 +154,7 @@ class L1Optimizer(Optimizer):
         for group in self.param_groups:
             for key in ('l1', 'l1_mode', 'keep_zeros'):
                 group.setdefault(key, self.defaults[key])
+            _check(group['l1'], group['l1_mode'], group['keep_zeros'])
 
     def _report(self) -> None:
         """Log once which tensors the penalty concerns."""

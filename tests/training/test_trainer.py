@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -291,6 +292,16 @@ def test_several_processes_lose_no_line(tmp_path):
 def test_dead_process_is_told():
     with pytest.raises(ChildProcessError, match='the process of a run died'):
         list(in_parallel(os._exit, [(1,), (1,)], 2))
+
+
+def test_an_error_ends_the_processes_of_the_runs_alone():
+    other = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,))
+    other.start()
+    with pytest.raises(ValueError, match=r'math domain|nonnegative'):
+        list(in_parallel(math.sqrt, [(1.0,), (-1.0,)], 2))
+    time.sleep(0.5)
+    assert other.is_alive()
+    other.kill()
 
 
 def test_error_in_a_process_is_passed_on_and_ends_the_others():

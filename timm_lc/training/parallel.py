@@ -26,6 +26,7 @@ def in_parallel(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], 
     if jobs == 1:
         yield from itertools.starmap(function, tasks)
         return
+    others = multiprocessing.active_children()  # of the caller
     threads = max(1, torch.get_num_threads() // jobs)
     context = torch.multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(jobs, context, _prepare, (threads,)) as pool:
@@ -39,7 +40,8 @@ def in_parallel(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], 
             ) from error
         except BaseException:
             for process in multiprocessing.active_children():
-                process.terminate()
+                if process not in others:
+                    process.terminate()
             raise
 
 
