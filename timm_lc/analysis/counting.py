@@ -1,13 +1,13 @@
 """Parameter counts as in table 1: learnable, total, stored, nonzero."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from timm_lc.arguments import check_module
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.held import held_parameters
-from timm_lc.layers.sliced import is_shared
+from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.spatial import is_pointwise
 
 __all__ = ['ParameterCount', 'count_parameters']
@@ -43,17 +43,30 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     frozen = [module for module in model.modules() if is_frozen(module)]
     kept = {_place(m.weight): m.filter_record.numel for m in frozen if m.filter_record.is_kept}
     stored = sum(p.numel() for p in parameters) + sum(kept.values())
-    drawn = {_place(m.weight): m.filter_record.numel for m in frozen if not (is_shared(m) or m.filter_record.is_kept)}
-    vectors: dict[int, int] = {}
-    for module in frozen:
-        if is_shared(module):
-            record, vector = module.filter_record, id(module.shared)
-            vectors[vector] = max(vectors.get(vector, 0), min(record.numel, record.period or record.numel))
+    networks = _networks(model)
+    # layers of one record in a network were tied: no two layers have one name
+    records = {(networks.get(m), m.filter_record) for m in frozen if not m.filter_record.is_kept}
+    drawn = sum(record.numel for _, record in records if not record.is_shared)
+    vectors: dict[tuple[Any, int, int], int] = {}
+    for network, record in records:
+        if record.is_shared:
+            key, length = (network, record.seed, record.period), min(record.numel, record.period or record.numel)
+            vectors[key] = max(vectors.get(key, 0), length)
     held = sum(tensor.numel() for module in model.modules() for tensor in held_parameters(module))  # a base's
-    total = stored + sum(drawn.values()) + sum(vectors.values()) + held
+    total = stored + drawn + sum(vectors.values()) + held
     pointwise = {id(m.weight): m.weight for m in model.modules() if is_pointwise(m)}.values()
     zeros = sum(int((w == 0).sum()) for w in pointwise if not w.is_meta)
     return ParameterCount(learnable, total, stored, total - zeros)
+
+
+def _networks(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return for each module the outermost network around it that was frozen as a whole."""
+    found: dict[nn.Module, nn.Module] = {}
+    for network in model.modules():
+        if isinstance(vars(network).get('_ddp_params_and_buffers_to_ignore'), LeftToRanks):
+            for module in network.modules():
+                found.setdefault(module, network)
+    return found
 
 
 def _place(tensor: Tensor) -> int:
