@@ -72,11 +72,15 @@ def test_of_other_images_only_differences_are_compared():
 def test_findings_say_where_ours_crosses():
     lines = [line('frozen random', x, value) for x, value in ((4, 80.0), (8, 86.0), (16, 88.0))]
     lines += [line('learnable', x, 85.0) for x in (4, 8, 16)]
-    assert list(section('fig1', *lines).findings) == ['frozen random is ahead of learnable from E = 8 on']
+    assert list(section('fig1', *lines).findings) == [
+        'frozen random is ahead of learnable from E = 8 on (one run each)'
+    ]
     remarks = section('fig1', *lines).remarks
-    assert 'Ours: frozen random is ahead of learnable from E = 8 on.' in remarks
+    assert 'Ours: frozen random is ahead of learnable from E = 8 on (one run each).' in remarks
     behind = [line('frozen random', x, 80.0) for x in (4, 8)] + [line('learnable', x, 85.0) for x in (4, 8)]
-    assert list(section('fig1', *behind).findings) == ['frozen random is ahead of learnable nowhere up to E = 8']
+    assert list(section('fig1', *behind).findings) == [
+        'frozen random is ahead of learnable nowhere up to E = 8 (one run each)'
+    ]
 
 
 def test_findings_are_of_the_measured_numbers():

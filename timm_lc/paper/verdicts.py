@@ -121,10 +121,13 @@ def _crossing(experiment: Experiment, cells: Cells) -> list[str]:
             behind = [index for index, x in enumerate(both) if frozen[x] <= learnable[x]]
             ahead = both[behind[-1] + 1 :] if behind else both
             if len(both) > 1:
+                points = [Point(facet, series, x) for series in (FROZEN, LEARNABLE) for x in both]
+                once = all(len(cells[point][value.key]) == 1 for point in points)
                 axis = experiment.x_label.split()[-1]
                 where = f'from {axis} = {ahead[0]} on' if ahead else f'nowhere up to {axis} = {both[-1]}'
                 parts = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
-                found.append(': '.join([*parts, f'frozen random is ahead of learnable {where}']))
+                seeds = ' (one run each)' if once else ''
+                found.append(': '.join([*parts, f'frozen random is ahead of learnable {where}{seeds}']))
     return found
 
 
