@@ -104,6 +104,11 @@ class FilterRecord:
         return self.filter_set == UNIFORM and self.stream == SHARED_STREAM
 
     @property
+    def is_recycled(self) -> bool:
+        """Whether values of the stream stand in the filters more than once."""
+        return 0 < self.period < self.numel
+
+    @property
     def scale(self) -> float:
         """Return the factor s of equation 8, rounded to float32."""
         return float(np.float32(self.gain / math.sqrt(math.prod(self.shape[1:]))))
@@ -126,7 +131,7 @@ class FilterRecord:
 
     def draw_into(self, filters: np.ndarray, *, fingerprinted: bool = True) -> int:
         """Write the filters into a float32 array of their shape, without gaps; return their fingerprint, or 0."""
-        if self.filter_set == UNIFORM and not 0 < self.period < self.numel:
+        if self.filter_set == UNIFORM and not self.is_recycled:
             return draw_into(filters.reshape(-1), self.seed, self.stream, self.scale, fingerprinted=fingerprinted)
         filters[...] = self.filters()
         return fingerprint(filters) if fingerprinted else 0

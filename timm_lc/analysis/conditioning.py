@@ -49,7 +49,7 @@ def condition(record: FilterRecord, out_channels: int, groups: int) -> Condition
     fan = math.prod(record.shape[1:])
     shape = gram_shape(record, groups, fan)
     per_group = out_channels // groups  # rows of the gradient
-    smallest = 0 if 0 < record.period < record.numel else -(-fan // per_group)
+    smallest = 0 if record.is_recycled else -(-fan // per_group)
     if record.filter_set == EXPECTED:
         return Conditioning(fan * groups, fan * groups, 1.0, 1.0, smallest, 1, out_channels * fan)
     values = _eigenvalues(build_gram(record, groups, fan).matrix)

@@ -50,8 +50,7 @@ def describe_filters(conv: nn.Conv2d) -> str:
     record = conv.filter_record
     if record.is_kept:
         return 'kept'
-    is_recycled = 0 < record.period < record.numel
-    period = f', period={record.period}' if is_recycled else ''
+    period = f', period={record.period}' if record.is_recycled else ''
     chosen = f', filters={record.set_name}' if record.set_name != 'uniform' else ''
     return f'{"shared" if is_shared(conv) else "frozen"}, seed={record.seed}{period}{chosen}'
 

@@ -162,9 +162,8 @@ def precondition(weight: Tensor, gram: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # torch 2.6 compiles no hook
         return _Precondition.apply(weight, gram)
     same = weight.view_as(weight)
-    same.register_hook(
-        functools.partial(_multiply_outside_autocast, gram=gram)
-    )  # half of what an autograd function takes
+    # a hook takes half of what an autograd function does
+    same.register_hook(functools.partial(_multiply_outside_autocast, gram=gram))
     return same
 
 

@@ -24,9 +24,10 @@ from timm_lc.filters import EXPECTED, FilterRecord
 from timm_lc.layers.gram import Gram, Solution, build_gram, gram_shape, precondition, solve_pointwise
 from timm_lc.layers.recorded import RECORD, decode, filter_shape
 
-__all__ = ['ImplicitLCConv2d', 'other_operation', 'plain_convolution']
+__all__ = ['LINEAR', 'ImplicitLCConv2d', 'other_operation', 'plain_convolution']
 
 _RECORD = 'lc_record'
+LINEAR = SGD | SGDW  # optimizers whose steps are linear in the gradient
 
 
 @register_notrace_module
@@ -319,7 +320,7 @@ def _watch_optimizers() -> None:
 
     def watch(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         nonlocal is_told
-        if is_told or isinstance(optimizer, SGD | SGDW):
+        if is_told or isinstance(optimizer, LINEAR):
             return
         if any(getattr(p, 'is_implicit', False) for group in optimizer.param_groups for p in group['params']):
             is_told = True

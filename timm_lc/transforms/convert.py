@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from timm.optim import SGDW
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from timm_lc.arguments import check_module
 from timm_lc.filters import EXPECTED
 from timm_lc.layers.frozen import is_frozen, share_convolution
-from timm_lc.layers.implicit import ImplicitLCConv2d, plain_convolution
+from timm_lc.layers.implicit import LINEAR, ImplicitLCConv2d, plain_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.layers.verify import verify
@@ -134,7 +133,7 @@ def _check(model: nn.Module, optimizer: Optimizer | None) -> None:
         raise ValueError(f'{type(model).__name__} has no LC-Block')
     if model in blocks:
         raise ValueError('`model` is itself an LC-Block, which cannot be replaced in place: put it into a module')
-    if optimizer is not None and (isinstance(optimizer, L1Optimizer) or not isinstance(optimizer, SGD | SGDW)):
+    if optimizer is not None and (isinstance(optimizer, L1Optimizer) or not isinstance(optimizer, LINEAR)):
         raise ValueError(f'`optimizer` must be SGD without a penalty, got {type(optimizer).__name__}')
     states = {} if optimizer is None else optimizer.state
     others = {key for state in states.values() for key, value in state.items() if value is not None} - {_MOMENTUM}
