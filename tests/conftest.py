@@ -8,6 +8,26 @@ import timm
 import torch
 from packaging.version import Version
 from PIL import Image
+from torch.jit import _builtins
+
+
+def keep_builtins_alive():
+    """Hold every operator that torch registers for TorchScript, which knows them by `id` alone.
+
+    Importing torch's compiler replaces and frees four of them (`quantized_decomposed::quantize_per_tensor` and its
+    inverse). Whatever is then allocated at such an address is an operator to `torch.jit.script`: once in dozens of runs
+    a convolution's list of paddings was ("builtin cannot be used as a value").
+    """
+    register, alive = _builtins._register_builtin, []
+
+    def register_and_keep(operator, name):
+        alive.append(operator)
+        register(operator, name)
+
+    _builtins._register_builtin = register_and_keep
+
+
+keep_builtins_alive()
 
 
 def pytest_addoption(parser):
