@@ -1,4 +1,4 @@
-"""What the implicit LC-Block says about the paper, as experiments of ours: ids `theory1` to `theory6` (docs/theory.md).
+"""What the implicit LC-Block says about the paper, as experiments of ours: ids `theory1` to `theory7` (docs/theory.md).
 
 Frozen networks run in the implicit form, the same trajectory under SGD at the plain network's cost; learnable ones
 have none. The limit of many filters, `filters='expected'`, is a plain network with the learning rate, decay and
@@ -27,9 +27,15 @@ def _implicit(series: str, expansion: int, filters: str = 'uniform', *, facet: s
     return Variant(series, expansion, 'lc_resnet_cifar', kwargs, facet=facet)
 
 
-def _by_kernel(expansion: int, kernel_size: int) -> Variant:
+def _by_kernel(expansion: int, kernel_size: int) -> tuple[Variant, Variant, Variant]:
+    """Return frozen random, learnable and the limit."""
+    facet = f'k = {kernel_size}'
     geometry: dict[str, Any] = {} if kernel_size == 3 else {'kernel_size': kernel_size}
-    return _implicit(FROZEN, expansion, facet=f'k = {kernel_size}', **geometry)
+    return (
+        _implicit(FROZEN, expansion, facet=facet, **geometry),
+        Variant(LEARNABLE, expansion, f'lc_resnet20_16x{expansion}', {**geometry, **LEARNS}, facet=facet),
+        _implicit(EXPECTED, expansion, EXPECTED, facet=facet, **geometry),
+    )
 
 
 def _control(expansion: int) -> tuple[Variant, ...]:
@@ -81,16 +87,13 @@ THEORY = (
     ),
     Experiment(
         'theory5', 'Rank and condition of G in the last stage of LCResNet-20-16x{E}',
-        variants=tuple(
-            _by_kernel(e, k)
-            for k in KERNELS for e in EXPANSIONS
-        ),
+        variants=tuple(_by_kernel(e, k)[0] for k in KERNELS for e in EXPANSIONS),
         x_label=EXPANSION, measures=(), untrained=('conditioning',), kind='', pair=None,
         values=(
             Value('reach', 'reached share of the filters'), Value('log_condition', 'log10 of the condition number'),
             Value('smallest', 'smallest E that reaches all', digits=0),
         ),
-        notes=('Of the last of its 64-to-64 convolutions; the measured gaps are those of fig8.',),
+        notes=('Of the last of its 64-to-64 convolutions; the measured gaps are those of theory7.',),
     ),
     Experiment(
         'theory6', 'How fast filters turn: c / |W_eff|^2, the geometric mean over spatial layers',
@@ -100,6 +103,15 @@ THEORY = (
         notes=(
             'In front of a norm a step of SGD turns a filter by the learning rate times c / |W_eff|^2; in the plain '
             'network c is 1.',
+        ),
+    ),
+    Experiment(
+        'theory7', 'Reach, condition and the gap to learnable filters and to none, over the kernel size',
+        variants=flat(_by_kernel(e, k) for k in KERNELS for e in (8, 32, 128)),
+        x_label=EXPANSION, pair=(FROZEN, EXPECTED), kind='', log=False,
+        notes=(
+            'Reach and condition are those of theory5. "expected" starts like frozen random, reaches every filter and '
+            'has a condition of 1.',
         ),
     ),
 )  # fmt: skip
