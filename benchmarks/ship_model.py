@@ -2,7 +2,7 @@
 
     python benchmarks/ship_model.py output/cifar/lc_resnet20_16x8/seed0 cifar10-jpeg
 
-The second argument is an ImageFolder tree, on whose validation images accuracy is measured as validate.py does. What is
+A run in the implicit form ships in the explicit one, which the bare name builds. The second argument is an ImageFolder tree, on whose validation images accuracy is measured as validate.py does. What is
 printed goes into timm_lc/models/lc_shipped.py, by hand: importing the package reads no file.
 """
 
@@ -35,6 +35,8 @@ def main():
     args = parser.parse_args()
     facts, lines = read_json(args.run / 'run.json'), read_lines(args.run / 'metrics.jsonl')
     model, run, where = load_model(args.run), facts['run'], facts['where']
+    if run['model_kwargs'].get('implicit'):
+        model = timm_lc.to_explicit(model)
     with tempfile.TemporaryDirectory() as folder:
         timm_lc.save_pretrained(model, folder, dtype=torch.float16, card='')
         half = load_model(folder)

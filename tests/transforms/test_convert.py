@@ -8,7 +8,15 @@ import torch
 from timm.optim import SGDW, create_optimizer_v2
 from torch import nn
 
-from timm_lc import LCConv2d, add_linear_combinations, freeze_spatial, share_weights, to_explicit, to_implicit
+from timm_lc import (
+    LCConv2d,
+    add_linear_combinations,
+    freeze_spatial,
+    save_pretrained,
+    share_weights,
+    to_explicit,
+    to_implicit,
+)
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.sliced import is_shared
 
@@ -195,3 +203,13 @@ def test_networks_convert_and_go_on():
     torch.testing.assert_close(implicit(x), expected, rtol=1e-3, atol=1e-4)
     assert sum(p.numel() for p in implicit.parameters()) == 272_474
     torch.testing.assert_close(to_explicit(implicit)(x), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('convert', [to_implicit, to_explicit])
+def test_a_converted_network_is_saved_in_its_new_form(convert, tmp_path):
+    is_implicit = convert is to_implicit
+    model = convert(timm.create_model('lc_resnet20_16x16', implicit=not is_implicit)).eval()
+    loaded = timm.create_model(f'local-dir:{save_pretrained(model, tmp_path)}', pretrained=True).eval()
+    assert any(isinstance(module, ImplicitLCConv2d) for module in loaded.modules()) == is_implicit
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))

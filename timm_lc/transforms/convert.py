@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from timm_lc._timm import replace_arguments
 from timm_lc.arguments import check_module
 from timm_lc.filters import EXPECTED
 from timm_lc.layers.frozen import is_frozen, share_convolution
@@ -13,6 +14,7 @@ from timm_lc.layers.implicit import LINEAR, ImplicitLCConv2d, plain_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.layers.verify import verify
+from timm_lc.naming import has_lc_name
 from timm_lc.optim import L1Optimizer
 from timm_lc.transforms.combine import replace_modules
 from timm_lc.transforms.freeze import settle
@@ -67,6 +69,7 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             momentum = implicit.combined(momentum)
         momenta.append(momentum)
     _finish(model, optimizer, replacements, momenta)
+    _tell_form(model, {'implicit': True})
     settle(model)
     return model
 
@@ -102,6 +105,7 @@ def to_explicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
         momenta.append(momentum)
     _finish(model, optimizer, replacements, momenta)
     _share([block.spatial for block in replacements.values() if isinstance(block, LCConv2d)])
+    _tell_form(model, {})
     settle(model)
     return model
 
@@ -120,6 +124,12 @@ def _finish(
         if owner is new:
             _exchange(optimizer, _learned(old).weight, _learned(new).weight, momentum)
     replace_modules(model, replacements)
+
+
+def _tell_form(model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Let timm build this form of an lc_ network again."""
+    if has_lc_name(model):
+        replace_arguments(model, ('implicit',), arguments)
 
 
 def _learned(block: Any) -> nn.Conv2d:
