@@ -2,8 +2,9 @@
 
     python benchmarks/ship_model.py output/cifar/lc_resnet20_16x8/seed0 cifar10-jpeg
 
-A run in the implicit form ships in the explicit one, which the bare name builds. The second argument is an ImageFolder tree, on whose validation images accuracy is measured as validate.py does. What is
-printed goes into timm_lc/models/lc_shipped.py, by hand: importing the package reads no file.
+A run in the implicit form ships in the explicit one, which the bare name builds. The second argument is an ImageFolder
+tree, on whose validation images accuracy is measured as validate.py does. What is printed goes into
+timm_lc/models/lc_shipped.py, by hand: importing the package reads no file.
 """
 
 import argparse
