@@ -365,6 +365,13 @@ def test_quantisers_of_classes_refuse_shared_layers(prepare, stock, images):
         prepare(model, mapping.set_object_type(type(next(iter(spatial(model).values()))), None), (images,))
 
 
+@pytest.mark.parametrize('kind', [nn.Parameter, torch.Tensor.clone])
+def test_a_weight_of_its_own_is_refused(kind, stock):
+    conv = next(iter(spatial(share_weights(stock())).values()))
+    with pytest.raises(AttributeError, match='shares its filters has no weight to replace'):
+        conv.weight = kind(torch.zeros_like(conv.weight))
+
+
 def test_filters_that_are_not_there_are_not_lent():
     with torch.device('meta'):
         model = timm.create_model('lc_test_resnet', share_weights=True)

@@ -176,6 +176,6 @@ def test_committed_queue_of_theory_is_understood_and_repeats_no_run(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert main(['reproduce', '--queue', str(queue), '--device', 'cpu', '--dry-run']) == 0
     runs = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith('missing  ')]
-    # 7 networks of the control at 3 seeds, 3 and 4 of the two forms, 4 of the span, 3 networks at 5 more learning rates
+    # 7 networks of the control at 3 seeds, 3 and 6 of the two forms, 4 of the span, 3 networks at 5 more learning rates
     # and 2 more seeds of their best, 2 expansions beyond the paper's, 3 networks of 3 larger kernels, 2 at E = 32
-    assert len(set(runs)) == 7 * 3 + 3 + 4 + 4 + 3 * (5 + 2) + 2 + 3 * 3 + 2
+    assert len(set(runs)) == 7 * 3 + 3 + 6 + 4 + 3 * (5 + 2) + 2 + 3 * 3 + 2

@@ -61,6 +61,8 @@ class _SharedWeight:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == 'qconfig' and value is not None:  # quantisers go by class: they would leave this layer in float
             raise RuntimeError('a layer that shares its filters cannot be quantised: quantise `timm_lc.fold(model)`')
+        if name == 'weight':
+            raise AttributeError('a layer that shares its filters has no weight to replace: write into it, or fold')
         super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
