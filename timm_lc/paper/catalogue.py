@@ -124,7 +124,9 @@ _ALL = (
     Experiment(
         'fig1', 'Accuracy of LCResNet-20-16x{E} over the expansion', variants=BY_EXPANSION,
         x_label=EXPANSION, printed=AT_128,
-        says=('section 4.2: the two break even at an expansion of about 8; beyond it frozen random is better',),
+        says=(
+            'version 1, section 4.2: the two break even at an expansion of about 8; beyond it frozen random is better',
+        ),
     ),
     Experiment(
         'fig2', 'Learned filters from linear combinations of random ones',
@@ -150,7 +152,7 @@ _ALL = (
         x_label=EXPANSION,
         values=(Value('fgsm', 'accuracy under FGSM [%]'), Value('pgd', 'accuracy under PGD [%]')),
         measures=('fgsm', 'pgd'),
-        says=('section 4.2: robustness shows similar trends as accuracy',),
+        says=('version 1, section 4.2: robustness shows similar trends as accuracy',),
         notes=('Epsilon is 1/255 in pixels. PGD, ten steps on 1,000 images, is ours.',),
     ),
     Experiment(
@@ -159,20 +161,20 @@ _ALL = (
         values=(Value('entropy_normalized', 'normalized variance entropy', digits=3),),
         measures=('entropy_normalized',),
         says=(
-            'section 4.2: learnable does not fluctuate with expansion; frozen random is almost random at E = 1, falls '
-            'with it, and stays more diverse',
+            'version 1, section 4.2: learnable does not fluctuate with expansion; frozen random is almost random at '
+            'E = 1, falls with it, and stays more diverse',
         ),
     ),
     Experiment(
         'fig7', 'Accuracy of LCResNet-20-{W}x1 over the width',
         variants=flat(both(w, f'lc_resnet20_{w}x1') for w in WIDTHS), x_label='width W',
-        says=('section 4.2: the gap falls with the width',),
+        says=('version 1, section 4.2: the gap falls with the width',),
         notes=('Of the widths the text names 16 and 64.',),
     ),
     Experiment(
         'fig8', 'Accuracy of LCResNet-{D}-16x1 over the depth',
         variants=flat(both(d, f'lc_resnet{d}_16x1') for d in DEPTHS), x_label='depth D',
-        says=('section 4.2: the two break even at a depth of about 260',),
+        says=('version 1, section 4.2: the two break even at a depth of about 260',),
         notes=('Of the depths the text names 20 and about 260.',),
     ),
     Experiment(
@@ -185,11 +187,11 @@ _ALL = (
             for e in EXPANSIONS
         ),
         x_label=EXPANSION, pair=('shared', 'not shared'),
-        says=('section 4.3: the two are about equal, and at some expansions sharing is ahead',),
+        says=('version 1, section 4.3: the two are about equal, and at some expansions sharing is ahead',),
         printed=(
-            Printed('table 1', 'shared', 128, 91.58, std=0.15),
-            Printed('table 1', 'not shared', 128, 91.89, std=0.10),
-            Printed('section 4.3', GAP, 128, -0.31),
+            Printed('version 1, table 1', 'shared', 128, 91.58, std=0.15),
+            Printed('version 1, table 1', 'not shared', 128, 91.89, std=0.10),
+            Printed('version 1, section 4.3', GAP, 128, -0.31),
         ),
     ),
     Experiment(
@@ -197,10 +199,10 @@ _ALL = (
         variants=flat(_recycled(r) for r in REDUCTIONS), x_label='length of the shared vector',
         pair=('recycled', 'full length'),
         vertical=SLICES,
-        says=('section 4.3: up to a threshold filters can be recycled, beyond it accuracy falls much',),
+        says=('version 1, section 4.3: up to a threshold filters can be recycled, beyond it accuracy falls much',),
         printed=(
-            Printed('section 4.3', GAP, _length(4), -0.17),
-            Printed('section 4.3, approximately', GAP, _length(10), -1.0),
+            Printed('version 1, section 4.3', GAP, _length(4), -0.17),
+            Printed('version 1, section 4.3, approximately', GAP, _length(10), -1.0),
         ),
         notes=(
             'The lengths are ours: the paper does not print its own. Dotted lines are the lengths of the slices. '
@@ -212,7 +214,7 @@ _ALL = (
         variants=BY_KERNEL, x_label=EXPANSION,
         kind='gaps',
         printed=tuple(Printed(p.place, p.series, p.x, p.low, std=p.std, facet='k = 3') for p in AT_128),
-        says=('section 4.4: the gap grows with k and falls with E, down to none but for k = 9',),
+        says=('version 1, section 4.4: the gap grows with k and falls with E, down to none but for k = 9',),
     ),
     Experiment(
         'fig12', 'Combined 9x9 filters of the first layer, frozen random, beside random and learned ones',
@@ -224,7 +226,10 @@ _ALL = (
         'fig13', 'Variance of weights by position in the kernel, LCResNet-20-16x1',
         variants=tuple(v for v in COMBINED if v.x == 1), x_label=EXPANSION, values=(), measures=('positions',),
         kind='positions', pair=None,
-        says=('section 4.4: learned kernels of k = 7 and 9 vary less at the border, combined random ones do not',),
+        says=(
+            'version 1, section 4.4: learned kernels of k = 7 and 9 vary less at the border, combined random ones do '
+            'not',
+        ),
         notes=('"Learnable" are combined filters too: those of the learnable LCResNet.',),
     ),
     Experiment(
@@ -237,8 +242,8 @@ _ALL = (
         variants=BY_KERNEL, x_label=EXPANSION,
         values=(Value('entropy', 'variance entropy', digits=3),), measures=('entropy',),
         says=(
-            'appendix E: learnable stays constant over E and falls a little with k; frozen random falls with E; the '
-            'gap grows with k',
+            'version 1, appendix E: learnable stays constant over E and falls a little with k; frozen random falls '
+            'with E; the gap grows with k',
         ),
     ),
     Experiment(
@@ -246,7 +251,7 @@ _ALL = (
         variants=flat(both(e, f'lc_resnet20_16x{e}') for e in EXPANSIONS), x_label=EXPANSION, values=(),
         measures=('pointwise',),
         kind='distributions', pair=None, single=True,
-        says=('appendix F: weights become sparser with E, frozen or not',),
+        says=('version 1, appendix F: weights become sparser with E, frozen or not',),
         notes=('Five layers of the 19 and the shortcuts are drawn; runs.jsonl has all.',),
     ),
     Experiment(
@@ -265,9 +270,10 @@ _ALL = (
         variants=tuple(Variant('', f'{value:g}', WIDEST, RECYCLED, l1=value) for value in LAMBDAS),
         x_label='lambda', kind='dots', pair=None, log=False,
         printed=(
-            Printed('table 1', '', '0', 91.93, std=0.13), Printed('table 1', '', f'{PENALTY:g}', 91.57, std=0.28),
+            Printed('version 1, table 1', '', '0', 91.93, std=0.13),
+            Printed('version 1, table 1', '', f'{PENALTY:g}', 91.57, std=0.28),
         ),
-        says=('appendix H: accuracy is steady up to 5e-5, then falls',),
+        says=('version 1, appendix H: accuracy is steady up to 5e-5, then falls',),
         notes=('The values of lambda are ours, but 0 and 5e-5; 1/16 is from table 1.', AMBIGUOUS),
     ),
     Experiment(
@@ -281,11 +287,14 @@ _ALL = (
         ),
         x_label='pruned share', pair=('lambda = 5e-5', 'lambda = 0'), log=False,
         printed=(
-            Printed('table 1', 'lambda = 5e-5', 0.0, 91.57, std=0.28),
-            Printed('table 1', 'lambda = 5e-5', 0.7, 91.34, std=0.24),
-            Printed('table 1', 'lambda = 0', 0.0, 91.93, std=0.13),
+            Printed('version 1, table 1', 'lambda = 5e-5', 0.0, 91.57, std=0.28),
+            Printed('version 1, table 1', 'lambda = 5e-5', 0.7, 91.34, std=0.24),
+            Printed('version 1, table 1', 'lambda = 0', 0.0, 91.93, std=0.13),
         ),
-        says=('appendix H: penalised networks are a little worse, and much better when most weights are pruned',),
+        says=(
+            'version 1, appendix H: penalised networks are a little worse, and much better when most weights are '
+            'pruned',
+        ),
         notes=(
             'The ratios are ours, but 0.7; 1/16 is from table 1. Bands are a standard deviation, in the paper the '
             'absolute deviation from the mean.', AMBIGUOUS,

@@ -44,7 +44,7 @@ def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Pa
 
 
 def _gaps(experiment: Experiment, cells: Cells) -> Any:
-    """Draw the differences of the pair, one curve for each facet."""
+    """Draw the differences of the pair, one curve for each facet; nothing where none is measured."""
     key, places = experiment.values[0].key, _places(experiment)
     lines = [
         Curve(
@@ -55,6 +55,8 @@ def _gaps(experiment: Experiment, cells: Cells) -> Any:
         )
         for style, facet in enumerate(_facets(experiment))
     ]
+    if not any(found for line in lines for _, found in line.points):
+        return None
     first, second = experiment.pair or ('', '')
     label = f'{experiment.values[0].title}:\n{first} less {second}'
     return curves([Panel(lines, experiment.x_label, label, '', experiment.log, places, zero=True)])

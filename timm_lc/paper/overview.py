@@ -1,5 +1,6 @@
 """The first screen of the report: does the paper reproduce, in three lines, and a verdict for each figure and table."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,30 +11,30 @@ from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Point
 from timm_lc.paper.printed_second import BY_DATA, HOURS
 from timm_lc.paper.results import Line, collect
 from timm_lc.paper.sections import Section
-from timm_lc.paper.verdicts import AGREES, DIFFERS, MISSING, OPEN, SHORT, is_short
+from timm_lc.paper.verdicts import AGREES, DIFFERS, MISSING, OPEN, SHORT, UNCLEAR, is_short
 
-__all__ = ['answer', 'headline', 'hours', 'verdicts']
+__all__ = ['answer', 'headline', 'hours', 'untimed', 'verdicts']
 
 _HEADLINES = ('v2-fig4a', 'fig1')
+_BLOCKS, _THEORY = re.compile(r'_\d+x\d+$'), 'experiments of ours'
 # `theory...` are experiments of ours
 _PAPER = {name: experiment for name, experiment in EXPERIMENTS.items() if not name.startswith('theory')}
 
 
 def headline(sections: Sequence[Section]) -> Section | None:
-    """Return the section whose figure stands on the first screen: accuracy over the expansion.
-
-    The longest trained of those that compare frozen random with learnable, or else the longest trained.
-    """
+    """Return the section whose figure stands on the first screen: accuracy over the expansion, the longest trained."""
     known = [each for name in _HEADLINES for each in sections if each.experiment.id == name and each.figure is not None]
-    return min(known, key=lambda each: (not each.findings, is_short(each.experiment, each.lines) != ''), default=None)
+    return min(known, key=lambda each: (is_short(each.experiment, each.lines) != '', not each.findings), default=None)
 
 
 def answer(sections: Sequence[Section]) -> list[str]:
     """Return three lines: the headline's numbers, how many figures and tables agree, and what short runs show."""
     words = Counter(section.verdict.word for section in sections if section.name in _PAPER)
     words[MISSING] += len(_PAPER) - words.total()
-    counts = ', '.join(f'{words[word]} {word}' for word in (AGREES, DIFFERS, SHORT, OPEN, MISSING) if words[word])
-    lines = [_numbers(sections), f'Of {words.total()} figures and tables of both versions: {counts}.']
+    order = (AGREES, DIFFERS, UNCLEAR, SHORT, OPEN, MISSING)
+    counts = ', '.join(f'{words[word]} {word}' for word in order if words[word])
+    judged = '' if words[AGREES] or words[DIFFERS] else 'Open: none can be judged yet. '
+    lines = [_numbers(sections), f'{judged}Of {words.total()} figures and tables of both versions: {counts}.']
     shown = headline(sections)
     if shown is not None and shown.findings:
         short = is_short(shown.experiment, shown.lines)
@@ -60,16 +61,33 @@ def verdicts(sections: Sequence[Section], links: Mapping[str, str]) -> list[list
     return rows
 
 
-def hours(sections: Sequence[Section]) -> list[list[str]]:
-    """Return the second version's table 4, hours of an A100, and ours of what results tell, each run once."""
+def hours(results: Mapping[str, Sequence[Line]]) -> list[list[str]]:
+    """Return the second version's table 4, hours of an A100, and ours of all results by experiment, each run once."""
     ours: Counter[str] = Counter()
-    runs = {_content(line): line for section in sections for line in section.lines if 'seconds' in line.where}
-    devices = dict.fromkeys(line.where['device'] for line in runs.values())
-    for line in runs.values():
-        ours[_category(line)] += line.where['seconds'] / 3600
-    rows = [['', 'the paper, hours of an A100', f'ours, {", ".join(devices)}']]
-    rows += [[name, f'{theirs:,.1f}', f'{ours[name]:,.2f}' if ours[name] else ''] for name, theirs in HOURS.items()]
-    return rows if runs else [row[:2] for row in rows]
+    runs = {_content(line): (name, line) for name, line in _trained(results) if 'seconds' in line.where}
+    devices = dict.fromkeys(line.where['device'] for _, line in runs.values())
+    for name, line in runs.values():
+        ours[_category(name, line)] += line.where['seconds'] / 3600
+    rows = [['', 'the paper (version 2, table 4), hours of an A100', f'ours, {", ".join(devices)}']]
+    rows += [[name, f'{HOURS[name]:,.1f}' if name in HOURS else '', _hours(ours[name])] for name in (*HOURS, _THEORY)]
+    return rows if runs else [row[:2] for row in rows[:-1]]
+
+
+def untimed(results: Mapping[str, Sequence[Line]]) -> int:
+    """Return the number of runs whose time no result tells."""
+    return len({_content(line) for _, line in _trained(results)}) - len(
+        {_content(line) for _, line in _trained(results) if 'seconds' in line.where}
+    )
+
+
+def _trained(results: Mapping[str, Sequence[Line]]) -> list[tuple[str, Line]]:
+    """Return the lines of trained networks, the paper's experiments last, whose rows they then stand in."""
+    names = sorted(results, key=lambda name: name in _PAPER)
+    return [(name, line) for name in names for line in results[name] if line.is_trained]
+
+
+def _hours(found: float) -> str:
+    return f'{found:,.2f}' if found else ''
 
 
 def _numbers(sections: Sequence[Section]) -> str:
@@ -79,7 +97,7 @@ def _numbers(sections: Sequence[Section]) -> str:
     paper = ', '.join(
         f'{name} {mean:.2f} ± {std:.2f}' for name, (mean, std) in zip(names, BY_DATA['CIFAR-10'], strict=True)
     )
-    about = f'The paper, CIFAR-10, 75 epochs, E = 128: {paper} %.'
+    about = f'The paper (version 2, table 1), CIFAR-10, 75 epochs, E = 128: {paper} %.'
     if section is None or is_short(section.experiment, section.lines):
         return f'{about} Ours: no run of 75 epochs is finished, so whether this reproduces is open.'
     cells = collect(section.experiment, section.lines)
@@ -98,9 +116,13 @@ def _content(line: Line) -> str:
     return str(sorted((key, str(value)) for key, value in line.run.items() if key != 'images'))
 
 
-def _category(line: Line) -> str:
-    """Return the row of table 4 that a run belongs to."""
+def _category(name: str, line: Line) -> str:
+    """Return the row of table 4 that a run belongs to, or that of experiments of ours."""
+    if name not in _PAPER:
+        return _THEORY
     data: dict[str, Any] = {'cifar100': 'CIFAR-100', 'svhn': 'SVHN', 'fashion_mnist': 'Fashion-MNIST'}
-    kind = 'baselines' if line.point.series == PLAIN else 'LC-Blocks'
-    name = data.get(line.run['data'])
-    return f'{name}, LC-Blocks' if name else f'CIFAR-10, {kind}'
+    kind = (
+        'LC-Blocks' if _BLOCKS.search(line.run['model']) or line.run['model_kwargs'].get('expansion') else 'baselines'
+    )
+    found = data.get(line.run['data'])
+    return f'{found}, LC-Blocks' if found else f'CIFAR-10, {kind}'

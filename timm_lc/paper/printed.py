@@ -22,7 +22,7 @@ _REDUCTION = (
     (91.93, 0.13, 4.6, 4.2), (91.57, 0.28, 4.6, 4.2), (91.34, 0.24, 1.7, 4.2),
 )  # fmt: skip
 TABLE1 = tuple(
-    Printed('table 1', '', row, number, std=std, key=key)
+    Printed('version 1, table 1', '', row, number, std=std, key=key)
     for row, (accuracy, deviation, total, learnable) in zip(ROWS, _REDUCTION, strict=True)
     for key, number, std in (
         ('accuracy', accuracy, deviation),
@@ -32,9 +32,9 @@ TABLE1 = tuple(
     if number
 )
 AT_128 = (
-    Printed('table 1', FROZEN, 128, 91.89, std=0.10),
-    Printed('table 1', LEARNABLE, 128, 91.39, std=0.29),
-    Printed('table 1, by difference', GAP, 128, 0.50),
+    Printed('version 1, table 1', FROZEN, 128, 91.89, std=0.10),
+    Printed('version 1, table 1', LEARNABLE, 128, 91.39, std=0.29),
+    Printed('version 1, table 1, by difference', GAP, 128, 0.50),
 )
 
 # Top-1 and top-5 of frozen random, of learnable, and the gap; that of ResNet-50d is 4.12 by its own accuracies
@@ -49,7 +49,7 @@ _IMAGENET = {
 }
 NETWORKS = tuple(_IMAGENET)
 TABLE2 = tuple(
-    Printed('table 2', series, row, number, key=key)
+    Printed('version 1, table 2', series, row, number, key=key)
     for row, (frozen, frozen5, learnable, learnable5, gap) in _IMAGENET.items()
     for series, key, number in (
         (FROZEN, 'top1', frozen),
@@ -67,7 +67,7 @@ _COSTS = (
     (36.1, 0.168, 82.8, 0.008, 870, 8410, 8486, 17.74),
 )  # fmt: skip
 TABLE3 = tuple(
-    Printed('table 3', '', row, number, std=std, key=key, facet=AS_PRINTED)
+    Printed('version 1, table 3', '', row, number, std=std, key=key, facet=AS_PRINTED)
     for row, (forward, forward_std, both, both_std, model, forward_peak, both_peak, checkpoint) in zip(
         (*ROWS[:4], ROWS[5]), _COSTS, strict=True
     )
@@ -88,4 +88,4 @@ _COMBINING = ('ResNet-50', 'ResNet-101', 'Wide-ResNet-50x2', 'MobileNet v2')
 def lowres_gap(network: str) -> Printed:
     """Return the range of figure 3's gap."""
     low, high = (-1.9, -1.6) if network in _COMBINING else (-math.inf, -16.0)
-    return Printed('section 4.1', GAP, network, low, high=high)
+    return Printed('version 1, section 4.1', GAP, network, low, high=high)

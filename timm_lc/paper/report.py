@@ -1,5 +1,6 @@
 """All results of a folder as one page, in Markdown and as HTML that holds its figures: `timm-lc report`."""
 
+import html
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.experiment import Experiment
-from timm_lc.paper.overview import answer, headline, hours, verdicts
+from timm_lc.paper.overview import answer, headline, hours, untimed, verdicts
 from timm_lc.paper.plots import require_plots, svg
 from timm_lc.paper.results import RUNS, Line, Results, settings
 from timm_lc.paper.sections import Section, make_section, provenance, write_section
@@ -57,12 +58,11 @@ def write_report(directory: Path) -> list[Path]:
     found = [experiment for experiment in EXPERIMENTS.values() if (directory / experiment.id / RUNS).is_file()]
     if not found:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
-    sections = [
-        each for experiment in found for each in _sections(experiment, Results(directory / experiment.id).lines)
-    ]
+    results = {experiment.id: Results(directory / experiment.id).lines for experiment in found}
+    sections = [each for experiment in found for each in _sections(experiment, results[experiment.id])]
     for section in sections:
         write_section(section, directory)
-    text = _markdown(sections)
+    text = _markdown(sections, results)
     drawings = {_picture(section): svg(section.figure) for section in sections if section.figure is not None}
     pages = {'report.md': text, 'report.html': _html(text, drawings)}
     for name, text in pages.items():
@@ -74,14 +74,14 @@ def _sections(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
     """Return the section of the longest runs; beside full length, that of short ones which show more points."""
     longest, *shorter = settings(lines) or ['']
     section = make_section(experiment, lines, longest)
-    shown = {line.point for line in section.lines}
+    shown = {line.point for line in section.lines if line.is_trained}
     more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]
     if not more or is_short(experiment, section.lines):
         return [section]
     return [section, make_section(experiment, lines, min(more, key=shorter.index), f'{experiment.id}-short')]
 
 
-def _markdown(sections: Sequence[Section]) -> str:
+def _markdown(sections: Sequence[Section], results: Mapping[str, Sequence[Line]]) -> str:
     links = {section.name: f'[{section.name}](#{_anchor(_title(section))})' for section in sections}
     of_all, shown = _provenance(sections), headline(sections)
     lines = [f'# {TITLE}', '', *(f'- {text}' for text in answer(sections))]
@@ -94,7 +94,9 @@ def _markdown(sections: Sequence[Section]) -> str:
     lines += ['', f'# {SHORT_RUNS}'] if short else []
     for section in short:
         lines += _section(section, of_all)
-    return '\n'.join([*lines, '', '# Hours', '', markdown(hours(sections)), ''])
+    lines += ['', '# Hours', '', markdown(hours(results)), '']
+    lines += [f'- Not counted: {count} runs whose time no result tells.', ''] if (count := untimed(results)) else []
+    return '\n'.join(lines)
 
 
 def _section(section: Section, of_all: Sequence[tuple[str, str]]) -> list[str]:
@@ -134,7 +136,8 @@ def _html(text: str, drawings: Mapping[str, str]) -> str:
     from markdown_it.renderer import RendererHTML
 
     def draw(renderer: RendererHTML, tokens: Sequence[Any], index: int, options: Any, env: Any) -> str:
-        return drawings[tokens[index].attrs['src']]
+        token = tokens[index]
+        return f'<span role="img" aria-label="{html.escape(token.content)}">{drawings[token.attrs["src"]]}</span>'
 
     parser = MarkdownIt('commonmark', {'html': False}).enable('table')
     parser.add_render_rule('image', draw)

@@ -53,7 +53,9 @@ class Section:
     @property
     def remarks(self) -> list[str]:
         """What the paper says in words, notes of ours, and what is left out."""
-        said = [f'The paper, {text}.' for text in self.experiment.says]
+        places = '; '.join(dict.fromkeys(printed.place for printed in self.experiment.printed))
+        said = [f"The paper's numbers: {places}."] if places and self.rows else []
+        said += [f'The paper, {text}.' for text in self.experiment.says]
         short = is_short(self.experiment, self.lines)
         said += [f'Ours{f" after {short}" if short else ""}: {"; ".join(self.findings)}.'] if self.findings else []
         left_out = [f'{self.hidden} results of other recipes or images are not shown here.'] if self.hidden else []

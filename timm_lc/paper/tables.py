@@ -22,7 +22,7 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 def table(experiment: Experiment, cells: Cells, incomparable: Container[str] = ()) -> list[list[str]]:
     """Return the header, and a row for each point that we measured or the paper prints: mean ± deviation over runs.
 
-    Values of the keys in `incomparable` are on images that are not the paper's: only their differences are compared.
+    Values of the keys in `incomparable` show no deviation from the paper's, nor do differences if it has `GAP`.
     """
     columns = [(series, value) for value in experiment.values for series in series_of(experiment)]
     header = [*(['panel'] if _has_facets(experiment) else []), experiment.x_label]
@@ -30,7 +30,7 @@ def table(experiment: Experiment, cells: Cells, incomparable: Container[str] = (
     for series, value in columns:
         _add_column(experiment, cells, series, value, value.key not in incomparable, header, rows)
     for value in experiment.values if experiment.pair else ():
-        _add_gap(experiment, cells, value, header, rows)
+        _add_gap(experiment, cells, value, GAP not in incomparable, header, rows)
     return _without_empty_columns([header, *rows])
 
 
@@ -81,19 +81,21 @@ def _add_column(
             row += _beside(ours, printed.get((facet, x)), value)[: 2 if compares else 1]
 
 
-def _add_gap(experiment: Experiment, cells: Cells, value: Value, header: list[str], rows: list[list[str]]) -> None:
+def _add_gap(
+    experiment: Experiment, cells: Cells, value: Value, compares: bool, header: list[str], rows: list[list[str]]
+) -> None:
     """Append, in place, the difference of the paired series and its interval."""
     several = f', {value.title}' if len(experiment.values) > 1 else ''
     printed = _printed(experiment, GAP, value)
     header += [f'difference{several}', '95 % interval']
-    header += ['paper: difference', 'deviation'] if printed else []
+    header += ['paper: difference', 'deviation'][: 2 if compares else 1] if printed else []
     for row, (facet, x) in zip(rows, _points(experiment, cells), strict=True):
         ours = differences(experiment, cells, facet, x, value.key)
         interval = paired_interval(ours) if ours else None
         signed = f'{mean_and_std(ours)[0]:+.{value.digits}f}' if ours else NONE
         row += [signed, ' to '.join(f'{end:+.{value.digits}f}' for end in interval) if interval else NONE]
         if printed:
-            row += _beside(ours, printed.get((facet, x)), value, '+')
+            row += _beside(ours, printed.get((facet, x)), value, '+')[: 2 if compares else 1]
 
 
 def _printed(experiment: Experiment, series: str, value: Value) -> dict[tuple[str, Any], Printed]:

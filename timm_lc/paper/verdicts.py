@@ -1,31 +1,61 @@
 """Whether what was measured agrees with what the paper prints, and what ours shows where the paper speaks in words."""
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from timm_lc.analysis.intervals import mean_and_std
+from timm_lc.analysis.intervals import mean_and_std, paired_interval
 from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Point, Printed
 from timm_lc.paper.results import Cells, Line
 from timm_lc.paper.tables import differences
 from timm_lc.training.recipe import Recipe
 
 __all__ = [
-    'AGREES', 'DIFFERS', 'MISSING', 'OPEN', 'SHORT', 'Verdict', 'findings', 'incomparable', 'is_short',
+    'AGREES', 'DIFFERS', 'MISSING', 'OPEN', 'SHORT', 'UNCLEAR', 'Verdict', 'findings', 'incomparable', 'is_short',
     'verdict_of',
 ]  # fmt: skip
 
 AGREES, DIFFERS, SHORT, OPEN, MISSING = 'agrees', 'differs', 'too short to tell', 'no number to compare', 'not run'
+UNCLEAR = 'too few runs to tell'
 IMAGENET_EPOCHS = 300
 POINTS, PERCENT = 0.5, 5.0  # what counts as equal where the paper prints no deviation
 
 
 class Verdict(NamedTuple):
-    """One of the five words above, and why."""
+    """One of the six words above, and why."""
 
     word: str
     reason: str
+
+
+class _Compared(NamedTuple):
+    """Ours beside a number of the paper, or beside a difference of two; what lies within `tolerance` is equal."""
+
+    name: str
+    ours: float
+    paper: float
+    high: float
+    tolerance: float
+    is_difference: bool = False
+    runs: int = 1
+
+    @property
+    def excess(self) -> float:
+        """Distance from the paper's number or range, over the tolerance."""
+        return abs(self.ours - min(max(self.ours, self.paper), self.high)) / self.tolerance
+
+    def tell(self, value: float) -> str:
+        """Return one of the numbers as text."""
+        return f'{value:+.2f}' if self.is_difference else f'{value:,.0f}' if abs(value) >= 1e5 else f'{value:,.5g}'
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether ours, so many runs, and the paper's difference are both as good as none."""
+        return self.is_difference and abs(self.ours) < self.tolerance / math.sqrt(self.runs) and self.excess <= 1
 
 
 def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> Verdict:
@@ -37,28 +67,104 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
         return Verdict(MISSING, 'no run of ours')
     if short := is_short(experiment, lines):
         return Verdict(SHORT, short)
-    others = incomparable(experiment, lines)
-    known = [printed for printed in experiment.printed if printed.series == GAP or printed.key not in others]
-    compared = [(printed, ours) for printed in known for ours in _ours(experiment, cells, printed)]
+    if not experiment.printed:
+        return Verdict(OPEN, 'the paper prints no number of it')
+    others = sorted({line.run['data'] for line in lines if _has_other_images(experiment, line)})
+    compared = _compared(experiment, cells, incomparable(experiment, lines), images=not others)
     if not compared and others:
-        names = ', '.join(sorted({line.run['data'] for line in lines if _has_other_images(experiment, line)}))
-        return Verdict(OPEN, f"{names} is not the paper's images: only differences of networks compare")
+        return Verdict(OPEN, f"{', '.join(others)} is not the paper's images, and no pair that it prints is measured")
     if not compared:
-        return Verdict(OPEN, 'none of the points with a number in print is measured' if experiment.printed else '')
+        return Verdict(OPEN, 'none of the points with a number in print is measured')
+    far = [found for found in compared if found.excess > 1]
     if 'timing' in experiment.untrained:
-        return Verdict(OPEN, 'times and memory of another device than the paper used')
-    off = [(_excess(experiment, printed, ours), printed, ours) for printed, ours in compared]
-    far = [found for found in off if found[0] > 1]
-    if not far:
-        return Verdict(AGREES, f'{len(off)} number{"s"[: len(off) > 1]} within two deviations of the paper')
-    _, printed, ours = max(far, key=lambda found: found[0])
-    name = ' '.join(str(part) for part in (printed.series, printed.x) if part != '')
-    return Verdict(DIFFERS, f'{len(far)} of {len(off)} numbers; the most {name}: {ours:,.5g}, paper {printed.low:,.5g}')
+        sizes = f'{len(compared) - len(far)} of {len(compared)} checkpoint sizes within {PERCENT:g} %'
+        return Verdict(OPEN, f'times and memory of another device than the paper used; {sizes}')
+    most = max(far or compared, key=lambda found: found.excess)
+    beside = f'{most.name}: {most.tell(most.ours)}, paper {most.tell(most.paper)}'
+    if far:
+        return Verdict(DIFFERS, f'{len(far)} of {len(compared)} numbers; the most {beside}')
+    if all(found.is_unclear for found in compared):
+        return Verdict(UNCLEAR, f'{beside}, which may be none: two deviations are {most.tolerance:.2f}')
+    return Verdict(AGREES, _agreement(experiment, len(compared)))
 
 
-def incomparable(experiment: Experiment, lines: Iterable[Line]) -> set[str]:
-    """Return the keys of the values that were measured on images that are not the paper's."""
-    return {key for line in lines if _has_other_images(experiment, line) for key in line.values}
+def _agreement(experiment: Experiment, count: int) -> str:
+    """Say what agrees, and what is not judged."""
+    equal = 'two of its deviations, or 0.5 points or 5 % where it prints none'
+    parts = [f'{count} number{"s"[: count > 1]} within {equal}']
+    parts += ['what it says in words is not judged'] if experiment.says else []
+    return '; '.join(parts)
+
+
+def _compared(experiment: Experiment, cells: Cells, others: set[str], images: bool) -> list[_Compared]:
+    """Return ours beside each number of the paper, less those of the values in `others`.
+
+    Where the images are not the paper's, so `images` is False, differences of its numbers take their place.
+    """
+    pairs = [] if images else _pairs(experiment)
+    places = {(first.facet, first.x, first.key) for first, _ in pairs}
+    numbers = [
+        printed
+        for printed in experiment.printed
+        if (printed.facet, printed.x, printed.key) not in places
+        and (printed.series == GAP or printed.key not in others)
+    ]
+    found = [_beside(experiment, cells, printed) for printed in numbers]
+    found += [_difference_of(experiment, cells, *pair) for pair in pairs]
+    known = [each for each in found if each is not None]
+    return list({each[1:]: each for each in known}.values())  # a level line is one number
+
+
+def _beside(experiment: Experiment, cells: Cells, printed: Printed) -> _Compared | None:
+    is_gap = printed.series == GAP
+    if is_gap:
+        ours: Sequence[float] = differences(experiment, cells, printed.facet, printed.x, printed.key)
+    else:
+        ours = list(cells.get(Point(printed.facet, printed.series, printed.x), {}).get(printed.key, {}).values())
+    if not ours:
+        return None
+    high = printed.low if printed.high is None else printed.high
+    relative = any(value.key == printed.key and value.relative for value in experiment.values)
+    tolerance = PERCENT / 100 * abs(printed.low) if relative else 2 * (printed.std or POINTS / 2)
+    return _Compared(_name(printed), mean_and_std(ours)[0], printed.low, high, tolerance, is_gap, len(ours))
+
+
+def _pairs(experiment: Experiment) -> list[tuple[Printed, Printed]]:
+    """Return the pairs of networks whose accuracies, with deviations, the paper prints for one place."""
+    order = (FROZEN, LEARNABLE, PLAIN)
+    printed = sorted(
+        (each for each in experiment.printed if each.series in order and each.std),
+        key=lambda each: order.index(each.series),
+    )
+    pairs = itertools.combinations(printed, 2)
+    return [(a, b) for a, b in pairs if a.series != b.series and (a.facet, a.x, a.key) == (b.facet, b.x, b.key)]
+
+
+def _difference_of(experiment: Experiment, cells: Cells, first: Printed, second: Printed) -> _Compared | None:
+    both = dataclasses.replace(experiment, pair=(first.series, second.series))
+    ours = differences(both, cells, first.facet, first.x, first.key)
+    if not ours:
+        return None
+    paper, tolerance = first.low - second.low, 2 * math.hypot(first.std or 0, second.std or 0)
+    name = f'{first.series} less {second.series} at {first.x}'
+    return _Compared(name, mean_and_std(ours)[0], paper, paper, tolerance, True, len(ours))
+
+
+def _name(printed: Printed) -> str:
+    return ' '.join(str(part) for part in (printed.series, printed.x) if part != '')
+
+
+def incomparable(experiment: Experiment, lines: Sequence[Line]) -> set[str]:
+    """Return the keys of the values that were measured on images, or a device, that are not the paper's.
+
+    Of short runs none compares, nor does a difference, whose key is `GAP`.
+    """
+    keys = {key for line in lines if _has_other_images(experiment, line) for key in line.values}
+    if is_short(experiment, lines):
+        keys |= {GAP, *(key for line in lines if line.is_trained for key in line.values)}
+    if 'timing' in experiment.untrained:
+        keys |= {key for line in lines for key in line.values} - {'checkpoint'}
+    return keys
 
 
 def _has_other_images(experiment: Experiment, line: Line) -> bool:
@@ -82,24 +188,6 @@ def findings(experiment: Experiment, cells: Cells) -> list[str]:
     return find(experiment, cells) if find else []
 
 
-def _ours(experiment: Experiment, cells: Cells, printed: Printed) -> list[float]:
-    """Return our mean of what the paper prints, [] if it is not measured."""
-    if printed.series == GAP:
-        values: Sequence[float] = differences(experiment, cells, printed.facet, printed.x, printed.key)
-    else:
-        values = list(cells.get(Point(printed.facet, printed.series, printed.x), {}).get(printed.key, {}).values())
-    return [mean_and_std(values)[0]] if values else []
-
-
-def _excess(experiment: Experiment, printed: Printed, ours: float) -> float:
-    """Return the distance from the paper's number or range over what counts as equal."""
-    high = printed.low if printed.high is None else printed.high
-    distance = abs(ours - min(max(ours, printed.low), high))
-    relative = any(value.key == printed.key and value.relative for value in experiment.values)
-    tolerance = PERCENT / 100 * abs(printed.low) if relative else max(POINTS, 2 * (printed.std or 0))
-    return distance / tolerance
-
-
 def _means(experiment: Experiment, cells: Cells, series: str, facet: str, key: str) -> dict[Any, float]:
     """Return our mean at each measured place, in the axis's order."""
     places = dict.fromkeys(variant.x for variant in experiment.variants)
@@ -112,37 +200,55 @@ def _facets(experiment: Experiment, cells: Cells) -> list[str]:
 
 
 def _crossing(experiment: Experiment, cells: Cells) -> list[str]:
-    """Say from where on frozen random is ahead of learnable."""
+    """Say from where on frozen random is ahead of learnable and of plain, or by how much where single runs tell."""
     found = []
     for facet in _facets(experiment, cells):
         for value in experiment.values:
-            frozen, learnable = (_means(experiment, cells, s, facet, value.key) for s in (FROZEN, LEARNABLE))
-            both = [x for x in frozen if x in learnable]
-            behind = [index for index, x in enumerate(both) if frozen[x] <= learnable[x]]
-            ahead = both[behind[-1] + 1 :] if behind else both
-            if len(both) > 1:
-                points = [Point(facet, series, x) for series in (FROZEN, LEARNABLE) for x in both]
-                once = all(len(cells[point][value.key]) == 1 for point in points)
-                axis = experiment.x_label.split()[-1]
-                where = f'from {axis} = {ahead[0]} on' if ahead else f'nowhere up to {axis} = {both[-1]}'
-                parts = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
-                seeds = ' (one run each)' if once else ''
-                found.append(': '.join([*parts, f'frozen random is ahead of learnable {where}{seeds}']))
+            title = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
+            for other in (LEARNABLE, PLAIN):
+                pair = dataclasses.replace(experiment, pair=(FROZEN, other))
+                gaps = {x: differences(pair, cells, facet, x, value.key) for x in _measured(experiment, cells, facet)}
+                if gaps := {x: gap for x, gap in gaps.items() if gap}:
+                    found.append(': '.join([*title, _ahead(experiment, other, gaps)]))
     return found
+
+
+def _measured(experiment: Experiment, cells: Cells, facet: str) -> list[Any]:
+    """Return the places that have a frozen network, in the axis's order."""
+    places = dict.fromkeys(variant.x for variant in experiment.variants)
+    return [x for x in places if Point(facet, FROZEN, x) in cells]
+
+
+def _ahead(experiment: Experiment, other: str, gaps: dict[Any, list[float]]) -> str:
+    intervals = {x: paired_interval(gap) for x, gap in gaps.items()}
+    axis = experiment.x_label.split()[-1]
+    if len(gaps) == 1 or None in intervals.values():
+        each = ', '.join(f'{mean_and_std(gap)[0]:+.2f} at {axis} = {x}' for x, gap in gaps.items())
+        return f'frozen random less {other} is {each}' + (' (one run each)' if None in intervals.values() else '')
+    behind = [index for index, interval in enumerate(intervals.values()) if interval and interval[0] <= 0]
+    ahead = [*gaps][behind[-1] + 1 :] if behind else [*gaps]
+    where = f'from {axis} = {ahead[0]} on' if ahead else f'nowhere up to {axis} = {[*gaps][-1]}'
+    return f'frozen random is ahead of {other} {where} (95 % intervals)'
 
 
 def _trend(experiment: Experiment, cells: Cells) -> list[str]:
-    """Say how each series goes from the first place to the last."""
+    """Say how each series goes from the first place to the last, or where it is."""
     found = []
     for facet in _facets(experiment, cells):
         for value in experiment.values:
+            title = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
             for series in (FROZEN, LEARNABLE, PLAIN):
-                means = list(_means(experiment, cells, series, facet, value.key).values())
-                if len(set(means)) > 1:  # not the plain network's level line
-                    parts = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
-                    ends = f'{series} goes from {means[0]:.3f} to {means[-1]:.3f}, within {min(means):.3f} and '
-                    found.append(': '.join([*parts, f'{ends}{max(means):.3f}']))
+                if means := _means(experiment, cells, series, facet, value.key):
+                    found.append(': '.join([*title, f'{series} {_course(experiment, means)}']))
     return found
+
+
+def _course(experiment: Experiment, means: dict[Any, float]) -> str:
+    places, values = [*means], [*means.values()]
+    if len(set(values)) > 1:
+        return f'goes from {values[0]:.3f} to {values[-1]:.3f}, within {min(values):.3f} and {max(values):.3f}'
+    where = f' at {experiment.x_label.split()[-1]} = {places[0]}' if len(places) == 1 else ''
+    return f'is {values[0]:.3f}{where}'
 
 
 def _change(experiment: Experiment, cells: Cells) -> list[str]:
