@@ -250,6 +250,35 @@ def test_command_in_the_table_makes_it(reproduce, tmp_path, monkeypatch):
     assert (results / 'fig1' / 'runs.jsonl').read_text() == before
 
 
+def test_short_runs_leave_the_page_of_full_length_as_it_was(reproduce, tmp_path, capsys):
+    folder = reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'plain') / 'fig1'
+    whole = lines(folder)
+    whole[0]['run']['recipe']['epochs'], whole[0]['values']['accuracy'] = 75, 91.5
+    (folder / 'runs.jsonl').write_text(json.dumps(whole[0]) + '\n')
+    assert main(['report', 'results']) == 0
+    before = (folder / 'table.md').read_text()
+    capsys.readouterr()
+    reproduce('fig1', '--runs', '1', '--values', '1,2', '--only', 'frozen')
+    assert 'fig1: results/fig1/table.md, results/fig1/fig1-short.md\n' in capsys.readouterr().out
+    assert '91.50' in before
+    after = (folder / 'table.md').read_text()
+    assert after == before + '- 2 results of other recipes or images are not shown here.\n'
+    heading, _, verdict, *_ = (folder / 'fig1-short.md').read_text().splitlines()
+    assert heading.endswith('over the expansion (1 of 75 epochs)')
+    assert verdict == '**too short to tell**: 1 of 75 epochs'
+    pages = {path.name: path.read_bytes() for path in folder.glob('[!.]*')}
+    assert pages.keys() == {'runs.jsonl', 'table.md', 'fig1-short.md', 'fig1-short.png', 'fig1-short.svg'}
+    assert main(['report', 'results']) == 0
+    assert {path.name: path.read_bytes() for path in folder.glob('[!.]*')} == pages
+
+
+def test_results_that_no_page_shows_are_told(reproduce, capsys):
+    reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'frozen', '--epochs', '2')
+    reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'frozen')
+    text = 'fig1: results/fig1/table.md, of other runs; those of these options are in runs.jsonl alone'
+    assert capsys.readouterr().out.count(text) == 1
+
+
 def test_other_images_of_the_same_name_are_refused(reproduce, tmp_path, capsys):
     reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'frozen')
     path = tmp_path / 'images/train/class0/0.png'

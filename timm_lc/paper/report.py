@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from timm_lc.paper.catalogue import EXPERIMENTS
-from timm_lc.paper.experiment import Experiment
 from timm_lc.paper.overview import answer, headline, hours, untimed, verdicts
 from timm_lc.paper.plots import require_plots, svg
-from timm_lc.paper.results import RUNS, Line, Results, settings
-from timm_lc.paper.sections import Section, make_section, provenance, write_section
+from timm_lc.paper.results import RUNS, Line, Results
+from timm_lc.paper.sections import Section, provenance, sections_of, write_section
 from timm_lc.paper.tables import markdown
-from timm_lc.paper.verdicts import SHORT, is_short
+from timm_lc.paper.verdicts import SHORT
 from timm_lc.training.files import write_text
 
 __all__ = ['write_report']
@@ -59,7 +58,7 @@ def write_report(directory: Path) -> list[Path]:
     if not found:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
     results = {experiment.id: Results(directory / experiment.id).lines for experiment in found}
-    sections = [each for experiment in found for each in _sections(experiment, results[experiment.id])]
+    sections = [each for experiment in found for each in sections_of(experiment, results[experiment.id])]
     for section in sections:
         write_section(section, directory)
     text = _markdown(sections, results)
@@ -70,23 +69,12 @@ def write_report(directory: Path) -> list[Path]:
     return [directory / name for name in pages]
 
 
-def _sections(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
-    """Return the section of the longest runs; beside full length, that of short ones which show more points."""
-    longest, *shorter = settings(lines) or ['']
-    section = make_section(experiment, lines, longest)
-    shown = {line.point for line in section.lines if line.is_trained}
-    more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]
-    if not more or is_short(experiment, section.lines):
-        return [section]
-    return [section, make_section(experiment, lines, min(more, key=shorter.index), f'{experiment.id}-short')]
-
-
 def _markdown(sections: Sequence[Section], results: Mapping[str, Sequence[Line]]) -> str:
-    links = {section.name: f'[{section.name}](#{_anchor(_title(section))})' for section in sections}
+    links = {section.name: f'[{section.name}](#{_anchor(section.heading)})' for section in sections}
     of_all, shown = _provenance(sections), headline(sections)
     lines = [f'# {TITLE}', '', *(f'- {text}' for text in answer(sections))]
     if shown is not None:
-        lines += ['', f'![{_title(shown)}]({_picture(shown)})']
+        lines += ['', f'![{shown.heading}]({_picture(shown)})']
     lines += ['', markdown(verdicts(sections, links)), '', ABOUT, '', *(f'- {name}: {text}' for name, text in of_all)]
     short = [section for section in sections if section.verdict.word == SHORT]
     for section in [section for section in sections if section.verdict.word != SHORT]:
@@ -101,19 +89,11 @@ def _markdown(sections: Sequence[Section], results: Mapping[str, Sequence[Line]]
 
 def _section(section: Section, of_all: Sequence[tuple[str, str]]) -> list[str]:
     """Return the lines of a section, less what holds for all."""
-    word, reason = section.verdict
-    verdict = f'**{word}**: {reason}' if reason else f'**{word}**'
     own = [f'- {name}: {text}' for name, text in _provenance([section]) if (name, text) not in of_all]
-    lines = ['', f'## {_title(section)}', '', verdict, *([''] if own else []), *own]
+    lines = ['', f'## {section.heading}', '', section.verdict_line, *([''] if own else []), *own]
     if section.figure is not None:
         lines += ['', f'![{section.title}]({_picture(section)})']
     return [*lines, *section.markdown()]
-
-
-def _title(section: Section) -> str:
-    """Return a section's title, with what its runs fall short of."""
-    short = is_short(section.experiment, section.lines)
-    return f'{section.title} ({short})' if short else section.title
 
 
 def _provenance(sections: Sequence[Section]) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.imagenet import collect_runs, write_commands
 from timm_lc.paper.measures import UNTRAINED
 from timm_lc.paper.planning import Job, Options, chosen, open_results, plan
-from timm_lc.paper.results import Line, Results, setting_of, settings
+from timm_lc.paper.results import RUNS, Line, Results, setting_of, settings
 from timm_lc.paper.runs import describe_run, measure_run, read_run, train_once
-from timm_lc.paper.sections import make_section, write_section
+from timm_lc.paper.sections import sections_of, write_section
 from timm_lc.training.data import Images, load_images
 from timm_lc.training.parallel import in_parallel
 from timm_lc.training.recipe import Run
@@ -105,13 +105,16 @@ def _measure_untrained(experiment: Experiment, results: Results, options: Option
 
 
 def _write(experiment: Experiment, results: Results, options: Options) -> str:
-    """Write the table and the figure of the results of these options; return where, or why not."""
+    """Write the pages of all results, as `timm-lc report` does; return where, or why not."""
     if not results.lines:
         commands = f': {results.directory / "commands.sh"} trains it' if experiment.by_train_script else ''
         return f'nothing is measured yet{commands}'
+    sections = sections_of(experiment, results.lines)
+    paths = ', '.join(str(write_section(section, options.output)) for section in sections)
     run = describe_run(Run('', seed=0, recipe=options.recipe), experiment.data or options.data_name, options.limit)
-    setting = next(iter(settings(results.lines)), '') if experiment.by_train_script else setting_of(run)
-    return str(write_section(make_section(experiment, results.lines, setting), options.output))
+    known, shown = settings(results.lines), {line.setting for section in sections for line in section.lines}
+    unseen = setting_of(run) in known and setting_of(run) not in shown
+    return paths + (f', of other runs; those of these options are in {RUNS} alone' if unseen else '')
 
 
 def _report(name: str, line: Line, progress: str = '') -> None:

@@ -10,13 +10,13 @@ from typing import Any
 from timm_lc.paper.experiment import Experiment
 from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
-from timm_lc.paper.results import Line, collect
+from timm_lc.paper.results import Line, collect, settings
 from timm_lc.paper.tables import markdown, table
 from timm_lc.paper.verdicts import Verdict, findings, incomparable, is_short, verdict_of
 from timm_lc.training.files import write_text
 from timm_lc.training.recipe import Recipe
 
-__all__ = ['Section', 'make_section', 'provenance', 'write_section']
+__all__ = ['Section', 'make_section', 'provenance', 'sections_of', 'write_section']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,18 @@ class Section:
         return f'{self.experiment.id}: {self.experiment.title}'
 
     @property
+    def heading(self) -> str:
+        """Its title, with what its runs fall short of."""
+        short = is_short(self.experiment, self.lines)
+        return f'{self.title} ({short})' if short else self.title
+
+    @property
+    def verdict_line(self) -> str:
+        """Its verdict, and why."""
+        word, reason = self.verdict
+        return f'**{word}**: {reason}' if reason else f'**{word}**'
+
+    @property
     def remarks(self) -> list[str]:
         """What the paper says in words, notes of ours, and what is left out."""
         places = '; '.join(dict.fromkeys(printed.place for printed in self.experiment.printed))
@@ -65,6 +77,17 @@ class Section:
         """Return the lines of the table and the remarks, each after an empty one."""
         rows = ['', markdown(self.rows)] if self.rows else []
         return [*rows, *([''] if self.remarks else []), *(f'- {remark}' for remark in self.remarks)]
+
+
+def sections_of(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
+    """Return the section of the longest runs; beside full length, that of short ones which show more points."""
+    longest, *shorter = settings(lines) or ['']
+    section = make_section(experiment, lines, longest)
+    shown = {line.point for line in section.lines if line.is_trained}
+    more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]
+    if not more or is_short(experiment, section.lines):
+        return [section]
+    return [section, make_section(experiment, lines, min(more, key=shorter.index), f'{experiment.id}-short')]
 
 
 def make_section(experiment: Experiment, lines: Sequence[Line], setting: str, name: str | None = None) -> Section:
@@ -94,7 +117,7 @@ def write_section(section: Section, output: Path) -> Path:
     folder = output / section.experiment.id
     path = folder / ('table.md' if section.name == folder.name else f'{section.name}.md')
     made = [f'- {fact}: {text}' for fact, text in provenance(section.lines)] or ['Nothing of ours is measured yet.']
-    text = [f'# {section.title}', '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
+    text = [f'# {section.heading}', '', section.verdict_line, '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
     write_text(path, '\n'.join(text))
     if section.figure is not None:
         for suffix in ('png', 'svg'):
