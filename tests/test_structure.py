@@ -25,10 +25,10 @@ LAYOUT = {
     'checkpoints': ['usage', 'facts', 'origin', 'card', 'checkpoint', 'adapters', 'train_run', 'exporting', 'hub'],
     'training': ['files', 'parallel', 'digits', 'data', 'adapting', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
-        'experiment', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version', 'theory',
-        'catalogue', 'runs', 'results', 'imagenet', 'tables', 'verdicts', 'plots', 'adapt_bench', 'adapt_page',
-        'figures', 'estimate', 'planning', 'sections', 'reproduce', 'overview', 'report', 'sizes', 'sweep',
-        'bench_cases', 'bench', 'bench_page',
+        'experiment', 'selection', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version',
+        'theory', 'catalogue', 'runs', 'results', 'imagenet', 'tables', 'verdicts', 'plots', 'adapt_bench',
+        'adapt_page', 'figures', 'estimate', 'planning', 'repeating', 'sections', 'reproduce', 'overview', 'report',
+        'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',

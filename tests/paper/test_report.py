@@ -171,9 +171,17 @@ def test_results_of_most_epochs_and_images_are_shown(pages):
         assert 'dogs' not in page
 
 
-def test_tables_are_written_anew_with_the_command(pages, results):
+def test_tables_are_written_anew_with_their_verdict_and_why_no_command_repeats_them(pages, results):
     text = (results / 'fig1' / 'table.md').read_text()
-    assert '`timm-lc reproduce fig1 --data cats --epochs 5 --runs 2 --values 4,8`' in text
+    heading, _, verdict, _, how, *_ = text.splitlines()
+    assert heading == '# fig1: Accuracy of LCResNet-20-16x{E} over the expansion (5 of 75 epochs)'
+    assert verdict == '**too short to tell**: 5 of 75 epochs'
+    assert f'#{heading}\n\n{verdict}\n' in pages[0]
+    assert how == (
+        'Made by an earlier version, whose runs no command repeats: incomplete last batches were left out; frozen '
+        'networks were trained in the explicit form.'
+    )
+    assert 'timm-lc reproduce' not in text
     assert '- hardware: Some <CPU> & more, 2 CPU threads' in text
     assert '61.00 ± 1.41 (2)' in text
 
@@ -181,6 +189,23 @@ def test_tables_are_written_anew_with_the_command(pages, results):
 def test_report_is_the_same_twice(pages, results):
     assert main(['report', str(results)]) == 0
     assert [(results / name).read_text() for name in ('report.md', 'report.html')] == pages
+
+
+def test_tables_are_written_anew_with_the_commands(tmp_path):
+    recipe, frozen = {**RECIPE, 'drop_last': False}, {'implicit': True}
+    lines = [line('frozen random', 4, seed, {'accuracy': 60.0}) for seed in (0, 1)]
+    lines += [line('learnable', 4, 0, {'accuracy': 63.0}), line('learnable', 8, 0, {'accuracy': 64.0})]
+    for each in lines:
+        kwargs = frozen if each['series'] == 'frozen random' else each['run']['model_kwargs']
+        each['run'] |= {'recipe': recipe, 'model_kwargs': kwargs}
+    write(tmp_path / 'fig1', *lines)
+    assert main(['report', str(tmp_path)]) == 0
+    start = 'timm-lc reproduce fig1 --data cats --epochs 5'
+    assert (tmp_path / 'fig1' / 'table.md').read_text().splitlines()[4:7] == [
+        f"`{start} --runs 1 --only 'learnable (4|8)$|frozen random 4$'`",
+        '',
+        f"`{start} --seed 1 --runs 1 --only 'frozen random 4$'`",
+    ]
 
 
 def test_deviations_are_percent_or_many_times(tmp_path):

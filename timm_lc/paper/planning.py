@@ -14,6 +14,7 @@ from timm_lc.paper.estimate import Estimator
 from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.results import Results
 from timm_lc.paper.runs import describe_run, folder_of, known_values
+from timm_lc.paper.selection import Selection, select
 from timm_lc.training.data import DATA, TRAIN_IMAGES
 from timm_lc.training.recipe import Recipe, Run, Speed
 from timm_lc.training.trainer import STATE
@@ -153,11 +154,7 @@ def chosen(experiment: Experiment, options: Options) -> list[Variant]:
     Raises:
         ValueError: If they leave none.
     """
-    variants = [
-        variant
-        for variant in experiment.variants
-        if re.search(options.only, variant.name) and (not options.values or str(variant.x) in options.values)
-    ]
+    variants = select(experiment.variants, Selection(options.only, options.values))
     if not variants:
         known = ', '.join(dict.fromkeys(str(variant.x) for variant in experiment.variants))
         raise ValueError(f'no point of {experiment.id} is left by `--only` and `--values`; its values are {known}')

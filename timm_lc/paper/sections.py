@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from timm_lc.paper.experiment import Experiment
 from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
+from timm_lc.paper.repeating import how_to_repeat
 from timm_lc.paper.results import Line, collect, settings
 from timm_lc.paper.tables import markdown, table
 from timm_lc.paper.verdicts import Verdict, findings, incomparable, is_short, verdict_of
@@ -117,7 +117,8 @@ def write_section(section: Section, output: Path) -> Path:
     folder = output / section.experiment.id
     path = folder / ('table.md' if section.name == folder.name else f'{section.name}.md')
     made = [f'- {fact}: {text}' for fact, text in provenance(section.lines)] or ['Nothing of ours is measured yet.']
-    text = [f'# {section.heading}', '', section.verdict_line, '', f'`{_command(section)}`', '', *made, *section.markdown(), '']
+    how = [text for paragraph in how_to_repeat(section.experiment, section.lines) for text in (paragraph, '')]
+    text = [f'# {section.heading}', '', section.verdict_line, '', *how, *made, *section.markdown(), '']
     write_text(path, '\n'.join(text))
     if section.figure is not None:
         for suffix in ('png', 'svg'):
@@ -150,26 +151,6 @@ def _form(lines: Iterable[Line]) -> list[str]:
         return []
     which = 'Frozen networks' if all(frozen) else f'{sum(frozen)} of {len(frozen)} frozen networks'
     return [f'{which} trained in the implicit form, which SGD trains on the same trajectory (docs/theory.md).']
-
-
-def _command(section: Section) -> str:
-    """Return the command that makes these results and what the figure lacks of its points, but for the device."""
-    command = f'timm-lc reproduce {section.experiment.id}'
-    trained = [line.run for line in section.lines if line.is_trained]
-    if not trained or section.experiment.by_train_script:
-        return command
-    recipe, first, last = trained[0]['recipe'], *(end(run['seed'] for run in trained) for end in (min, max))
-    options = {'limit': (trained[0]['limit'], None), 'epochs': (recipe['epochs'], None), 'seed': (first, 0)}
-    options |= {name: (recipe[name], getattr(Recipe, name)) for name in ('batch_size', 'lr')}
-    options['runs'] = last - first + 1, None
-    given = [f'--{name.replace("_", "-")} {value}' for name, (value, usual) in options.items() if value != usual]
-    places = dict.fromkeys(str(variant.x) for variant in section.experiment.variants)
-    measured = {str(line.point.x) for line in section.lines if line.is_trained}
-    if measured < places.keys():
-        given.append(f'--values {shlex.quote(",".join(x for x in places if x in measured))}')
-    if all((line.where or {}).get('amp') for line in section.lines if line.is_trained):
-        given.append('--amp')
-    return ' '.join([command, '--data', trained[0]['data'], *given])
 
 
 def _recipe(run: dict[str, Any]) -> str:
