@@ -31,8 +31,8 @@ LAYOUT = {
         'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
-        '_scripts', '_recipes', '_arguments', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar', 'reproduce',
-        'report', 'bench', 'adapt_bench', 'prune', 'export', 'push',
+        '_scripts', '_recipes', '_arguments', '_queue', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar',
+        'reproduce', 'report', 'bench', 'adapt_bench', 'prune', 'export', 'push',
     ],
     'cli': [],
     '__main__': [],

@@ -129,20 +129,44 @@ def test_unfinished_run_is_adopted_and_goes_on(queue, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ('text', 'message'),
+    ('bad', 'message'),
     [
-        ('fig1\nfig2 --nonsense 1', 'line 2 is not understood: fig2 --nonsense 1'),
-        ('fig1\nfig2 --only "plain', 'line 2 is not understood: fig2 --only "plain'),
-        ('--runs 1', 'line 1 must hold IDs and arguments, got --runs 1'),
-        ('fig1 --queue other', 'line 1 must hold IDs and arguments'),
-        ('fig99', "unknown experiment 'fig99'"),
+        ('fig2 --nonsense 1', 'unrecognized arguments: --nonsense 1'),
+        ('fig2 --runs many', "argument --runs: invalid int value: 'many'"),
+        ('fig2 --only "plain', 'No closing quotation'),
+        ('--runs 1', 'must hold IDs and arguments, got --runs 1'),
+        ('fig1 --queue other', 'must hold IDs and arguments, got fig1 --queue other'),
+        ('fig99 --runs 1', "unknown experiment 'fig99'; did you mean fig9?"),
+        ('fig1 --values 7', '`values` must be of the axis, got 7; the axis has 1, 2, 4'),
+        ('fig1 --only nothing', 'no point of fig1 is left by `--only` and `--values`'),
+        ('fig1 --data nosuch', "or a folder, got 'nosuch'"),
+        ('fig1 --lr 0', '`lr` must be a positive number, got 0.0'),
+        ('fig1 --device meta', '`--device meta`: '),
     ],
 )
-def test_bad_line_is_named(queue, tmp_path, text, message, capsys):
-    (tmp_path / 'queue.txt').write_text(text)
+def test_bad_line_is_named_before_any_line_is_done(queue, tmp_path, bad, message, capsys):
+    (tmp_path / 'queue.txt').write_text(f'fig1 --only plain --values 1 --runs 1\n# then\n{bad}\n')
     with pytest.raises(SystemExit, match='2'):
         queue()
-    assert message in capsys.readouterr().err
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith('timm-lc reproduce: error: queue.txt, line 3: ')
+    assert message in error
+    assert not (tmp_path / 'output').exists()
+    assert not (tmp_path / 'results').exists()
+
+
+def test_line_that_fails_in_training_is_named(queue, tmp_path, capsys):
+    (tmp_path / 'queue.txt').write_text('fig1 --only plain --values 1 --runs 1 --lr 1e30')
+    with pytest.raises(SystemExit, match='2'):
+        queue()
+    assert 'error: queue.txt, line 1: `lr` 1e+30: the loss of epoch 1 is nan' in capsys.readouterr().err
+
+
+def test_queue_that_is_not_text_is_named(queue, tmp_path, capsys):
+    (tmp_path / 'queue.txt').write_bytes('fig1  # Größe'.encode('latin-1'))
+    with pytest.raises(SystemExit, match='2'):
+        queue()
+    assert '`--queue` must be a file of UTF-8 text, got queue.txt: ' in capsys.readouterr().err
 
 
 def test_missing_queue_is_named(queue, tmp_path, capsys):

@@ -3,12 +3,12 @@
 import argparse
 import functools
 import math
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from timm_lc.commands._arguments import add_training, training_of
+from timm_lc.commands._queue import naming_place, read_queue
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
@@ -71,27 +71,27 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """List experiments, show what would run, or run it; a queue, line by line."""
+    """List experiments, show what would run, or run it; a queue, line by line, once each is checked."""
     from timm_lc.paper.runs import adopt_runs
     from timm_lc.training.data import load_images
 
+    lines = [('', args)] if args.queue is None else read_queue(args, add_arguments)
+    tasks = []
+    for place, line in lines:
+        with naming_place(place):  # what another queue trains is left to it
+            tasks.append((place, line, *_check(line, wait=args.queue is None)))
     for folder in args.adopt:
         _print_each(f'{folder}: {path}' for path in adopt_runs(folder, args.runs_dir, args.limit))
-    if args.queue is None:
-        _run(args, load_images)
-    elif args.experiments:
-        raise ValueError(f'give IDs or `--queue`, not both; got {" ".join(args.experiments)}')
-    else:
-        read = functools.lru_cache(maxsize=1)(load_images)  # once for all lines
-        for line in _read_queue(args):
-            _run(line, read, wait=False)  # what another queue trains is left to it
+    read = functools.lru_cache(maxsize=1)(load_images)  # once for all lines
+    for place, line, experiments, options in tasks:
+        with naming_place(place):
+            _run(line, experiments, options, read)
 
 
-def _run(args: argparse.Namespace, read: Any, *, wait: bool = True) -> None:
+def _check(args: argparse.Namespace, *, wait: bool) -> tuple[Any, Any]:
+    """Return the experiments and options that arguments ask for; what they cannot mean is an error."""
     from timm_lc.paper.catalogue import EXPERIMENTS, find
-    from timm_lc.paper.planning import Options, list_experiments, list_runs
-    from timm_lc.paper.plots import require_plots
-    from timm_lc.paper.reproduce import reproduce
+    from timm_lc.paper.planning import Options, plan
 
     experiments = [find(name) for name in args.experiments]
     if not experiments and not args.list:
@@ -103,31 +103,24 @@ def _run(args: argparse.Namespace, read: Any, *, wait: bool = True) -> None:
     options = Options(
         args.data, **training_of(args), **chosen, train_dirs=tuple(args.train_dirs), time_networks=args.time, wait=wait
     )
+    experiments = experiments or list(EXPERIMENTS.values())
+    plan(experiments, options)
+    return experiments, options
+
+
+def _run(args: argparse.Namespace, experiments: Any, options: Any, read: Any) -> None:
+    from timm_lc.paper.planning import list_experiments, list_runs
+    from timm_lc.paper.plots import require_plots
+    from timm_lc.paper.reproduce import reproduce
+
     if args.list:
-        _print_each(list_experiments(experiments or list(EXPERIMENTS.values()), options))
+        _print_each(list_experiments(experiments, options))
     elif args.dry_run:
         _print_each(list_runs(experiments, options))
     else:
         require_plots()
         if not reproduce(experiments, options, read):
             print('not finished: the time was up, or another process trains a run; the same command goes on')
-
-
-def _read_queue(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """Return the arguments of each line, which win over those of the command; '#' begins a comment."""
-    if not args.queue.is_file():
-        raise ValueError(f'`--queue` must be a file of IDs and arguments, got {args.queue}, which is not there')
-    queue = []
-    for number, text in enumerate(args.queue.read_text(encoding='utf-8').splitlines(), 1):
-        given = argparse.Namespace(**{**vars(args), 'queue': None, 'adopt': []})
-        try:
-            words = shlex.split(text, comments=True)
-            queue += [args.subparser.parse_args(words, given)] if words else []
-        except (SystemExit, ValueError) as error:
-            raise ValueError(f'`--queue` {args.queue}: line {number} is not understood: {text}') from error
-        if given.queue or given.adopt or (words and not given.experiments):
-            raise ValueError(f'`--queue` {args.queue}: line {number} must hold IDs and arguments, got {text}')
-    return queue
 
 
 def _print_each(lines: Iterable[str]) -> None:
