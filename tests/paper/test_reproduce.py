@@ -232,6 +232,25 @@ def test_list_tells_runs_and_times(reproduce, capsys):
     assert re.search(r'fig1 +3 +2 +\d+ s ', capsys.readouterr().out)
 
 
+def test_what_train_py_trains_is_not_told_as_done(reproduce, capsys):
+    reproduce('table2', 'fig17', 'v2-table2', 'fig1', '--runs', '1', '--list')
+    _, *listed, fig1, _, _ = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in listed] == [
+        [name, '-', '-', 'train.py'] for name in ('table2', 'fig17', 'v2-table2')
+    ]
+    assert fig1.split()[:4] == ['fig1', '17', '17', '?']
+    reproduce('table2', '--dry-run')
+    assert capsys.readouterr().out.startswith('train.py    table2: trained by timm, read from `--train-dirs`, ')
+
+
+@pytest.mark.parametrize('arguments', [('--dry-run',), ('--list',), ()])
+def test_missing_folder_of_train_py_is_named(arguments, reproduce, tmp_path, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        reproduce('table2', '--train-dirs', 'images', 'nosuch', *arguments)
+    assert 'error: `--train-dirs` must be folders, got nosuch: no such folder' in capsys.readouterr().err
+    assert not (tmp_path / 'results').exists()
+
+
 def test_what_train_py_trains_has_no_table_before_its_results(reproduce, capsys):
     results = reproduce('table2')
     assert [path.name for path in (results / 'table2').glob('[!.]*')] == ['commands.sh']

@@ -76,6 +76,8 @@ class Options:
             re.compile(self.only)
         except re.error as error:
             raise ValueError(f'`only` must be a regular expression, got {self.only!r}: {error}') from error
+        if missing := [str(folder) for folder in self.train_dirs if not folder.is_dir()]:
+            raise ValueError(f'`--train-dirs` must be folders, got {", ".join(missing)}: no such folder')
         index, count = self.shard
         if not 1 <= index <= count:
             raise ValueError(f'`shard` must be i/n with 1 <= i <= n, got {index}/{count}')
@@ -166,7 +168,10 @@ def list_experiments(experiments: Sequence[Experiment], options: Options) -> Ite
     estimator, results = _estimator(options), open_results(experiments, options)
     yield f'{"id":<24}{"runs":>6}{"missing":>9}{"time":>9}  title'
     for experiment in experiments:
-        cost = _cost(plan([experiment], options), results, estimator, _train_images(options, experiment.data))
+        if experiment.by_train_script:
+            cost = f'{"-":>6}{"-":>9}{"train.py":>9}'
+        else:
+            cost = _cost(plan([experiment], options), results, estimator, _train_images(options, experiment.data))
         yield f'{experiment.id:<24}{cost}  {experiment.title}'
     cost = _cost(plan(experiments, options), results, estimator, _train_images(options))
     yield f'{"all":<24}{cost}  each shared run once'
@@ -179,6 +184,8 @@ def list_runs(experiments: Sequence[Experiment], options: Options) -> Iterator[s
     for job in jobs:
         points = '; '.join(f'{experiment.id} {variant.name}' for experiment, variant in job.points)
         yield f'{job.state(results):<12}{job.directory.name}  {points}'
+    for name in [experiment.id for experiment in experiments if experiment.by_train_script]:
+        yield f'{"train.py":<12}{name}: trained by timm, read from `--train-dirs`, and not among the runs below'
     estimator = _estimator(options)
     yield f'{"runs":>6}{"missing":>9}{"time":>9}\n{_cost(jobs, results, estimator, _train_images(options))}'
     yield f'time: {estimator.source()}'
