@@ -26,9 +26,9 @@ LAYOUT = {
     'training': ['files', 'parallel', 'digits', 'data', 'adapting', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
         'experiment', 'selection', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version',
-        'theory', 'catalogue', 'runs', 'results', 'imagenet', 'tables', 'verdicts', 'plots', 'adapt_bench',
-        'adapt_page', 'figures', 'estimate', 'planning', 'repeating', 'sections', 'reproduce', 'overview', 'report',
-        'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
+        'theory', 'catalogue', 'runs', 'check_line', 'results', 'imagenet', 'tables', 'verdicts', 'plots',
+        'adapt_bench', 'adapt_page', 'figures', 'estimate', 'planning', 'repeating', 'sections', 'reproduce',
+        'overview', 'report', 'sizes', 'sweep', 'bench_cases', 'bench', 'bench_page',
     ],
     'commands': [
         '_scripts', '_recipes', '_arguments', '_queue', 'demo', 'list', 'info', 'recipes', 'train', 'run', 'cifar',

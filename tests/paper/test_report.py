@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 import re
 import shutil
 
@@ -240,3 +241,54 @@ def test_results_of_another_version_are_refused(results, capsys):
     with pytest.raises(SystemExit, match='2'):
         main(['report', str(results)])
     assert 'its format is 99, this one reads 1' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda line: line.pop('where'), '`where` is missing'),
+        (lambda line: line.update(run=[]), '`run` must be of type dict, got []'),
+        (lambda line: line['run'].pop('limit'), '`run.limit` is missing'),
+        (lambda line: line['run'].update(recipe={}), '`run.recipe.epochs` is missing'),
+        (lambda line: line['run']['recipe'].update(epochs=0), '`run.recipe.epochs` must be a positive integer, got 0'),
+        (lambda line: line.update(x=[4]), '`x` must be of type int | float | str, got [4]'),
+        (lambda line: line['where'].pop('threads'), '`where.threads` is missing'),
+        (lambda line: line['values'].update(accuracy='high'), "`values.accuracy` must be a number, got 'high'"),
+        (lambda line: line['values'].update(accuracy=None), '`values.accuracy` must be a number, got None'),
+        (lambda line: line['values'].update(accuracy=[1.0]), '`values.accuracy` must be a number, got [1.0]'),
+        (lambda line: line['values'].update(accuracy=math.nan), '`values.accuracy` must be finite, got nan'),
+        (lambda line: line['values'].update(filters=[['a']]), "`values.filters` must be a number, got 'a'"),
+        (lambda line: line['values'].update(filters=1.0), '`values.filters` must be numbers, got 1.0'),
+    ],
+)
+def test_line_that_cannot_be_shown_is_named(change, message, tmp_path, capsys):
+    good, bad = (line('frozen random', x, 0, {'accuracy': 60.0}) for x in (4, 8))
+    bad = json.loads(json.dumps(bad))
+    change(bad)
+    write(tmp_path / 'fig1', good, bad)
+    with pytest.raises(SystemExit, match='2'):
+        main(['report', str(tmp_path)])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f'{tmp_path / "fig1" / "runs.jsonl"}, line 2: {message}' in error
+
+
+def test_line_that_is_no_json_is_named(results, capsys):
+    path = results / 'fig1' / 'runs.jsonl'
+    path.write_text(path.read_text().replace('"format": 1, "facet"', '"format": 1 "facet"', 3))
+    with pytest.raises(SystemExit, match='2'):
+        main(['report', str(results)])
+    assert f"{path} is damaged: line 1, column 14: Expecting ',' delimiter" in capsys.readouterr().err
+
+
+def test_file_without_a_line_is_as_none(results, capsys):
+    write(results / 'fig4')
+    assert main(['report', str(results)]) == 0
+    page = (results / 'report.md').read_text()
+    assert '| fig4 | Robust accuracy of LCResNet-20-16x{E} over the expansion | not run |' in page
+    assert '#fig4' not in page
+    assert '## fig4' not in page
+    for name in ('fig1', 'fig14'):
+        write(results / name)
+    with pytest.raises(SystemExit, match='2'):
+        main(['report', str(results)])
+    assert '`DIR` must hold results of `timm-lc reproduce`' in capsys.readouterr().err

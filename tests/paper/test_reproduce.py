@@ -202,6 +202,16 @@ def test_accuracy_is_measured_after_pruning(reproduce, tmp_path, monkeypatch):
     assert sorted(seen) == pytest.approx([0.5, 0.9], abs=0.001)
 
 
+def test_measure_that_is_not_finite_is_not_written(reproduce, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MEASURES, 'accuracy', lambda model, images: math.inf)
+    small = [dataclasses.replace(v, model='lc_resnet20_16x1') for v in EXPERIMENTS['fig19'].variants]
+    monkeypatch.setitem(EXPERIMENTS, 'fig19', dataclasses.replace(EXPERIMENTS['fig19'], variants=tuple(small)))
+    with pytest.raises(SystemExit, match='2'):
+        reproduce('fig19', '--values', '0.5', '--only', 'lambda = 0 ', '--runs', '1')
+    assert '`values.accuracy` must be finite, got inf' in capsys.readouterr().err
+    assert not (tmp_path / 'results/fig19/runs.jsonl').exists()
+
+
 def test_several_jobs_make_the_same_figure(reproduce, capsys):
     results = reproduce('fig1', '--runs', '1', '--values', '1', '--jobs', '2')
     assert {line['series'] for line in lines(results / 'fig1')} == {FROZEN, LEARNABLE, PLAIN}

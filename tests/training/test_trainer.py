@@ -280,7 +280,7 @@ def test_run_is_trained_by_one_process_at_a_time(images, tmp_path):
 
 
 def add_line(folder, seed):
-    run = {'model': 'm', 'model_kwargs': {}, 'recipe': {}, 'data': 'd', 'limit': None, 'seed': seed}
+    run = {'model': 'm', 'model_kwargs': {}, 'recipe': {'epochs': 1}, 'data': 'd', 'limit': None, 'seed': seed}
     Results(folder).add([Line(Point('', '', 1), 0.0, run, {}, {})])
 
 

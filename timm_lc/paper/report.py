@@ -54,11 +54,11 @@ def write_report(directory: Path) -> list[Path]:
         ValueError: If there are no results, or another version wrote them.
     """
     require_plots()
-    found = [experiment for experiment in EXPERIMENTS.values() if (directory / experiment.id / RUNS).is_file()]
-    if not found:
+    known = ((name, Results(directory / name).lines) for name in EXPERIMENTS)
+    results = {name: lines for name, lines in known if lines}
+    if not results:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
-    results = {experiment.id: Results(directory / experiment.id).lines for experiment in found}
-    sections = [each for experiment in found for each in sections_of(experiment, results[experiment.id])]
+    sections = [each for name, lines in results.items() for each in sections_of(EXPERIMENTS[name], lines)]
     for section in sections:
         write_section(section, directory)
     text = _markdown(sections, results)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from timm_lc.paper.check_line import check_line
 from timm_lc.paper.experiment import Experiment, Point, Variant
 from timm_lc.training.data import Images
 from timm_lc.training.files import lock, read_lines, write_lines
@@ -19,8 +20,6 @@ __all__ = ['FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'setting_of'
 
 FORMAT = 1
 RUNS = 'runs.jsonl'
-_PARTS = {'facet', 'series', 'x', 'pruned', 'run', 'where', 'values'}
-_TRAINED = {'model', 'model_kwargs', 'seed', 'recipe', 'data', 'limit'}
 
 Cells = dict[Point, dict[str, dict[int, Any]]]
 
@@ -51,16 +50,9 @@ class Line:
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> 'Line':
-        """Return the line of a file's object.
-
-        Raises:
-            ValueError: If a part is missing.
-        """
-        run = line.get('run')
-        parts = _TRAINED if isinstance(run, dict) and run.get('seed') is not None else {'seed'}
-        if not (line.keys() >= _PARTS and isinstance(run, dict) and parts <= run.keys()):
-            raise ValueError('not whole')
-        return cls(Point(line['facet'], line['series'], line['x']), line['pruned'], run, line['where'], line['values'])
+        """Return the line of a file's object, which `check_line` has checked."""
+        point = Point(line['facet'], line['series'], line['x'])
+        return cls(point, line['pruned'], line['run'], line['where'], line['values'])
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that a file holds."""
@@ -104,7 +96,14 @@ class Results:
         self.lines = self._read()
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Write lines to the file, replacing those of the same runs; what other processes wrote meanwhile stays."""
+        """Write lines to the file, replacing those of the same runs; what other processes wrote meanwhile stays.
+
+        Raises:
+            ValueError: If a line could not be read again, as of a measure that is not finite.
+        """
+        lines = list(lines)
+        for line in lines:
+            check_line(line.to_json(), f'{self.directory / RUNS}, {line.point}')
         with lock(self.directory / RUNS):
             merged = {line.identity: line for line in [*self._read(), *lines]}
             self.lines = list(merged.values())
@@ -146,10 +145,8 @@ class Results:
                 raise ValueError(
                     f'{path} was written by another version: its format is {found}, this one reads {FORMAT}'
                 )
-            try:
-                lines.append(Line.from_json(line))
-            except ValueError as error:
-                raise ValueError(f'{path} is damaged: line {number} is {error}') from None
+            check_line(line, f'{path}, line {number}')
+            lines.append(Line.from_json(line))
         return lines
 
 

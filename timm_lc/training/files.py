@@ -81,12 +81,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: If it is damaged otherwise.
     """
     try:
-        *lines, last = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']
-        found = [json.loads(line) for line in lines]
+        lines = path.read_text(encoding='utf-8').split('\n') if path.is_file() else ['']
     except ValueError as error:
         raise ValueError(f'{path} is damaged: {error}') from error
-    with contextlib.suppress(ValueError):
-        found.append(json.loads(last))  # whole, but for its end
-    if not all(isinstance(line, dict) for line in found):
-        raise ValueError(f'{path} is damaged: each line must hold an object')
+    if not _is_whole(lines[-1]):
+        lines.pop()
+    return [_parse(line, f'{path} is damaged: line {number}') for number, line in enumerate(lines, 1)]
+
+
+def _is_whole(line: str) -> bool:
+    with contextlib.suppress(json.JSONDecodeError):
+        json.loads(line)
+        return True
+    return False
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{place}, column {error.colno}: {error.msg}') from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{place} must hold an object, got {type(found).__name__}')
     return found
