@@ -15,10 +15,12 @@ RECIPE = {'epochs': 75, 'batch_size': 256, 'lr': 0.01, 'momentum': 0.9, 'weight_
           'padding': 4, 'l1': 0.0, 'drop_last': False}  # fmt: skip
 
 
-def line(series, x, accuracy, *, epochs=75, facet='', limit=None, key='accuracy', seconds=3600.0, data='cifar10'):
+def line(
+    series, x, accuracy, *, epochs=75, facet='', limit=None, key='accuracy', seconds=3600.0, data='cifar10', **recipe
+):
     model = 'lc_lowres_resnet20' if series == 'plain' else 'lc_resnet20_16x8'
     about = {'model': model, 'model_kwargs': {'x': x, 'series': series}, 'seed': 0, 'data': data, 'limit': limit}
-    run = {**about, 'recipe': {**RECIPE, 'epochs': epochs}}
+    run = {**about, 'recipe': {**RECIPE, 'epochs': epochs, **recipe}}
     where = {'device': 'a processor', 'threads': 1, 'seconds': seconds}
     return Line(Point(facet, series, x), 0.0, run, where, {key: accuracy})
 
@@ -59,6 +61,45 @@ def test_a_level_line_is_one_number():
 def test_short_runs_decide_nothing(change, reason):
     found = section('v2-fig4a', line('plain', 128, 91.6, **change))
     assert found.verdict == ('too short to tell', reason)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'lr': 0.3, 'batch_size': 32}, '75 epochs at batch size 32, learning rate 0.3'),
+        ({'weight_decay': 0.0}, '75 epochs at weight decay 0.0'),
+        ({'epochs': 300, 'padding': 0}, '300 epochs at padding 0'),
+    ],
+)
+def test_another_recipe_is_not_judged(change, reason):
+    lines = [line(name, 128, value, **change) for name, value in (('plain', 91.3), ('frozen random', 91.9))]
+    found = section('v2-fig4a', *lines)
+    assert found.verdict == ('no number to compare', f"not the paper's recipe: {reason}")
+    assert 'deviation' not in found.rows[0]
+    assert any(remark.startswith(f'Ours after {reason}: ') for remark in found.remarks)
+    short = section('v2-fig4a', line('plain', 128, 91.6, **{**change, 'epochs': 5}))
+    assert short.verdict == ('too short to tell', f'5 of 75 epochs at {reason.partition(" at ")[2]}')
+
+
+def test_batches_left_out_are_no_other_recipe():
+    old = [line(name, 128, 91.3, drop_last=True) for name in ('plain', 'learnable')]
+    assert section('v2-fig4a', *old).verdict.word == 'agrees'
+
+
+def test_a_recipe_that_is_not_told_is_not_judged(tmp_path):
+    plain = line('plain', 128, 91.3)
+    del plain.run['recipe']['lr'], plain.run['recipe']['batch_size']
+    write(tmp_path, 'v2-fig4a', [plain])
+    assert main(['report', str(tmp_path)]) == 0
+    reason = "not the paper's recipe: 75 epochs at batch size not told, learning rate not told"
+    assert reason in (tmp_path / 'report.md').read_text()
+
+
+def test_a_point_with_a_rate_of_its_own_is_of_the_recipe():
+    lines = [line('plain', x, 80.0, facet='E = 8', lr=lr) for x, lr in (('recipe', 0.01), ('lr 0.1', 0.1))]
+    assert section('theory3', *lines).verdict == ('no number to compare', 'the paper prints no number of it')
+    lines[1].run['recipe']['lr'] = 0.3
+    assert section('theory3', *lines).verdict.reason == "not the paper's recipe: 75 epochs at learning rate 0.3"
 
 
 def test_what_was_not_run_and_what_cannot_be_compared():
@@ -156,7 +197,7 @@ def test_findings_are_of_the_measured_numbers():
 
 
 def write(folder, name, lines):
-    (folder / name).mkdir()
+    (folder / name).mkdir(exist_ok=True)
     (folder / name / 'runs.jsonl').write_text(''.join(json.dumps(each.to_json()) + '\n' for each in lines))
 
 
@@ -183,7 +224,39 @@ def test_without_a_run_at_full_length_the_question_is_open(tmp_path):
     write(tmp_path, 'fig1', [line('frozen random', x, 70.0, epochs=5) for x in (4, 8)])
     assert main(['report', str(tmp_path)]) == 0
     top = (tmp_path / 'report.md').read_text().partition('\n## ')[0]
-    assert 'Ours: no run of 75 epochs is finished, so whether this reproduces is open.' in top
+    assert "Ours: no run of the paper's whole recipe is finished, so whether this reproduces is open." in top
+
+
+def test_another_recipe_gives_way_to_the_papers(tmp_path):
+    other = [line('plain', x, 11.11, epochs=76, lr=1.0) for x in (64, 128)]
+    write(tmp_path, 'v2-fig4a', [*other, *HEADLINE])
+    tuned = [line('frozen random', x, 22.22, lr=0.3) for x in (4, 8)]
+    write(tmp_path, 'fig1', tuned)
+    assert main(['report', str(tmp_path)]) == 0
+    page = (tmp_path / 'report.md').read_text()
+    assert '11.11' not in page
+    assert '2 results of other recipes or images are not shown here.' in page
+    assert 'Ours, cifar10: plain 91.30 (one run), learnable 91.00 (one run), frozen random 91.90 (one run) %.' in page
+    title = 'fig1: Accuracy of LCResNet-20-16x{E} over the expansion (75 epochs at learning rate 0.3)'
+    assert page.partition(f'\n## {title}\n\n')[2].startswith(
+        "**no number to compare**: not the paper's recipe: 75 epochs at learning rate 0.3\n"
+    )
+    assert '22.22' in page  # there is nothing else
+    write(
+        tmp_path, 'fig1', [*(line('frozen random', x, 22.22, lr=0.3) for x in (4, 8)), line('plain', 4, 70.0, epochs=5)]
+    )
+    assert main(['report', str(tmp_path)]) == 0
+    page = (tmp_path / 'report.md').read_text()
+    assert '22.22' not in page
+    assert '70.00' in page
+
+
+def test_another_recipe_is_no_answer(tmp_path):
+    write(tmp_path, 'v2-fig4a', [line(name, 128, 91.3, lr=0.3) for name in ('plain', 'learnable', 'frozen random')])
+    assert main(['report', str(tmp_path)]) == 0
+    top = (tmp_path / 'report.md').read_text().partition('\n## ')[0]
+    assert "Ours: no run of the paper's whole recipe is finished, so whether this reproduces is open." in top
+    assert 'At full length' not in top
 
 
 def test_cells_of_a_section_are_those_of_its_lines():

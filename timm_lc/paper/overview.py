@@ -99,7 +99,7 @@ def _numbers(sections: Sequence[Section]) -> str:
     )
     about = f'The paper (version 2, table 1), CIFAR-10, 75 epochs, E = 128: {paper} %.'
     if section is None or is_short(section.experiment, section.lines):
-        return f'{about} Ours: no run of 75 epochs is finished, so whether this reproduces is open.'
+        return f"{about} Ours: no run of the paper's whole recipe is finished, so whether this reproduces is open."
     cells = collect(section.experiment, section.lines)
     found = {name: cells.get(Point('', name, 128), {}).get('accuracy', {}) for name in names}
     ours = [f'{name} {_spread(values)}' for name, values in found.items() if values]

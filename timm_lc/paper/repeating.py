@@ -97,8 +97,9 @@ def _command(experiment: Experiment, trained: Sequence[Line], block: _Block, sel
 def _recipe(experiment: Experiment, trained: Sequence[Line]) -> Recipe:
     """Return the recipe that options gave: the learning rate is that of points that have none of their own."""
     tuned = {variant.point for variant in experiment.variants if variant.lr}
-    given, rates = trained[0].run['recipe'], [line.run['recipe']['lr'] for line in trained if line.point not in tuned]
-    return Recipe(given['epochs'], given['batch_size'], *rates[:1])
+    given, rates = trained[0].run['recipe'], [line.run['recipe'] for line in trained if line.point not in tuned]
+    told = {'batch_size': given.get('batch_size'), 'lr': rates[0].get('lr') if rates else None}
+    return Recipe(given['epochs'], **{name: value for name, value in told.items() if value is not None})
 
 
 def _of_earlier_versions(experiment: Experiment, trained: Sequence[Line]) -> str:

@@ -11,7 +11,7 @@ from timm_lc.paper.experiment import Experiment, Variant
 from timm_lc.paper.imagenet import collect_runs, write_commands
 from timm_lc.paper.measures import UNTRAINED
 from timm_lc.paper.planning import Job, Options, chosen, open_results, plan
-from timm_lc.paper.results import RUNS, Line, Results, setting_of, settings
+from timm_lc.paper.results import RUNS, Line, Results, setting_of
 from timm_lc.paper.runs import describe_run, measure_run, read_run, train_once
 from timm_lc.paper.sections import sections_of, write_section
 from timm_lc.training.data import Images, load_images
@@ -112,8 +112,8 @@ def _write(experiment: Experiment, results: Results, options: Options) -> str:
     sections = sections_of(experiment, results.lines)
     paths = ', '.join(str(write_section(section, options.output)) for section in sections)
     run = describe_run(Run('', seed=0, recipe=options.recipe), experiment.data or options.data_name, options.limit)
-    known, shown = settings(results.lines), {line.setting for section in sections for line in section.lines}
-    unseen = setting_of(run) in known and setting_of(run) not in shown
+    shown = {line.setting for section in sections for line in section.lines}
+    unseen = setting_of(run) in {line.setting for line in results.lines} - shown
     return paths + (f', of other runs; those of these options are in {RUNS} alone' if unseen else '')
 
 

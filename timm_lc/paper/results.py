@@ -15,11 +15,13 @@ from timm_lc.paper.check_line import check_line
 from timm_lc.paper.experiment import Experiment, Point, Variant
 from timm_lc.training.data import Images
 from timm_lc.training.files import lock, read_lines, write_lines
+from timm_lc.training.recipe import Recipe
 
-__all__ = ['FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'setting_of', 'settings']
+__all__ = ['FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'departures', 'setting_of', 'settings']
 
 FORMAT = 1
 RUNS = 'runs.jsonl'
+_COMPARED = [field.name for field in dataclasses.fields(Recipe) if field.name not in ('epochs', 'l1', 'drop_last')]
 
 Cells = dict[Point, dict[str, dict[int, Any]]]
 
@@ -156,15 +158,35 @@ def setting_of(run: dict[str, Any]) -> str:
     return json.dumps({'data': run['data'], 'limit': run['limit'], **recipe}, sort_keys=True)
 
 
-def settings(lines: Sequence[Line]) -> list[str]:
-    """Return the settings of trained lines: most epochs first, then most lines, then most images."""
-    found = [line.setting for line in lines if line.is_trained]
+def settings(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
+    """Return the settings of trained lines: most epochs first, then most lines, then most images.
+
+    Those of another recipe than the paper's are left out, all but the first if there are no others.
+    """
+    trained = [line for line in lines if line.is_trained]
+    found = [line.setting for line in trained]
 
     def rank(setting: str) -> tuple[float, ...]:
         content = json.loads(setting)
         return content['epochs'], found.count(setting), content['limit'] or math.inf
 
-    return sorted(set(found), key=rank, reverse=True)
+    ranked = sorted(set(found), key=rank, reverse=True)
+    departing = {line.setting for line in trained if departures(experiment, line)}
+    return [setting for setting in ranked if setting not in departing] or ranked[:1]
+
+
+def departures(experiment: Experiment, line: Line) -> dict[str, Any]:
+    """Return in what a line's recipe is not the paper's for its point, but for the epochs; {} if in nothing.
+
+    The penalty is each variant's own. Older results left out incomplete last batches, which is no other recipe. What
+    train.py trained does not tell more than its epochs.
+    """
+    if not line.is_trained or experiment.by_train_script:
+        return {}
+    rates = {variant.point: variant.lr for variant in experiment.variants if variant.lr}
+    paper = {name: getattr(Recipe, name) for name in _COMPARED} | {'lr': rates.get(line.point, Recipe.lr)}
+    recipe = line.run['recipe']
+    return {name: recipe.get(name, 'not told') for name, value in paper.items() if recipe.get(name) != value}
 
 
 def collect(experiment: Experiment, lines: Iterable[Line]) -> Cells:

@@ -81,7 +81,7 @@ class Section:
 
 def sections_of(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
     """Return the section of the longest runs; beside full length, that of short ones which show more points."""
-    longest, *shorter = settings(lines) or ['']
+    longest, *shorter = settings(experiment, lines) or ['']
     section = make_section(experiment, lines, longest)
     shown = {line.point for line in section.lines if line.is_trained}
     more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]

@@ -10,7 +10,7 @@ import numpy as np
 
 from timm_lc.analysis.intervals import mean_and_std, paired_interval
 from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Point, Printed
-from timm_lc.paper.results import Cells, Line
+from timm_lc.paper.results import Cells, Line, departures
 from timm_lc.paper.tables import differences
 from timm_lc.training.recipe import Recipe
 
@@ -65,8 +65,10 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
     """
     if not lines:
         return Verdict(MISSING, 'no run of ours')
-    if short := is_short(experiment, lines):
-        return Verdict(SHORT, short)
+    if _length(experiment, lines):
+        return Verdict(SHORT, is_short(experiment, lines))
+    if other := is_short(experiment, lines):
+        return Verdict(OPEN, f"not the paper's recipe: {other}")
     if not experiment.printed:
         return Verdict(OPEN, 'the paper prints no number of it')
     others = sorted({line.run['data'] for line in lines if _has_other_images(experiment, line)})
@@ -173,7 +175,18 @@ def _has_other_images(experiment: Experiment, line: Line) -> bool:
 
 
 def is_short(experiment: Experiment, lines: Sequence[Line]) -> str:
-    """Return in what runs fall short of the paper's training, '' if in nothing."""
+    """Return in what runs fall short of the paper's training, or are of another recipe, '' if in nothing."""
+    length = _length(experiment, lines)
+    other = {name: value for line in lines for name, value in departures(experiment, line).items()}
+    if not other:
+        return length
+    epochs = min(line.run['recipe']['epochs'] for line in lines if line.is_trained)
+    told = ', '.join(f'{"learning rate" if name == "lr" else name.replace("_", " ")} {other[name]}' for name in other)
+    return f'{length or f"{epochs} epochs"} at {told}'
+
+
+def _length(experiment: Experiment, lines: Sequence[Line]) -> str:
+    """Return in what runs are shorter than the paper's training, '' if in nothing."""
     runs = [line.run for line in lines if line.is_trained]
     whole = IMAGENET_EPOCHS if experiment.by_train_script else Recipe.epochs
     epochs, limits = {run['recipe']['epochs'] for run in runs}, {run['limit'] for run in runs if run['limit']}
