@@ -20,7 +20,7 @@ _SHIPPED: dict[str, dict[str, object]] = {
         'tag': 'cifar10_jpeg',
         'mean': (0.49125, 0.48209, 0.44652),
         'std': (0.24523, 0.24278, 0.26063),
-        'description': '81.98 % of the 10,000 validation images of CIFAR-10 as JPEG, after 15 epochs',
+        'description': '86.98 % of the 10,000 validation images of CIFAR-10 as JPEG, after 75 epochs',
         'license': 'apache-2.0',
     },
 }

@@ -70,7 +70,8 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
     if other := is_short(experiment, lines):
         return Verdict(OPEN, f"not the paper's recipe: {other}")
     if not experiment.printed:
-        return Verdict(OPEN, 'the paper prints no number of it')
+        is_ours = experiment.id.startswith('theory')
+        return Verdict(OPEN, 'an experiment of ours' if is_ours else 'the paper prints no number of it')
     others = sorted({line.run['data'] for line in lines if _has_other_images(experiment, line)})
     compared = _compared(experiment, cells, incomparable(experiment, lines), images=not others)
     if not compared and others:
