@@ -1,7 +1,7 @@
 """The only file that touches timm's non-public names."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ def describe_as(model: nn.Module, architecture: str, first_conv: str | tuple[str
         model._traits = {**model._traits, 'first_conv': first_conv}
 
 
-def describe_images(model: nn.Module, input_size: tuple[int, ...], mean: list[float], std: list[float]) -> None:
-    """Change, in place, what timm saves and reads as the images that `model` takes: (C, H, W), normalised so."""
-    images = {'input_size': input_size, 'mean': tuple(mean), 'std': tuple(std)}
+def describe_images(model: nn.Module, input_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    """Change, in place, what timm saves and reads as the images that `model` takes: (C, H, W), whole, normalised so."""
+    images: dict[str, Any] = {'input_size': tuple(input_size), 'mean': tuple(mean), 'std': tuple(std), 'crop_pct': 1.0}
+    images |= {'test_input_size': None, 'test_crop_pct': None}  # those of the architecture's own weights
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **images}
 
 

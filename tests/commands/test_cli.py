@@ -125,6 +125,17 @@ def test_demo_trains_saves_reloads_and_folds(tmp_path, capsys, monkeypatch):
     assert {'notes.txt', 'checkpoint-0.pth.tar', 'model.safetensors'} <= names
 
 
+def test_demo_saves_the_images_as_its_accuracy_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_lc.training.demo.os.cpu_count', lambda: 0)
+    write_images(tmp_path / 'images', classes=2, count=2)
+    argv = ['demo', '--model', 'lc_test_resnet', '--epochs', '1', '--data-dir', str(tmp_path / 'images')]
+    assert main([*argv, '--output', str(tmp_path / 'out')]) == 0
+    for name in ('frozen', 'learnable'):
+        model = timm.create_model(f'local-dir:{tmp_path / "out" / name}', pretrained=True)
+        images = timm.data.resolve_data_config(model=model, use_test_size=True)  # as validate.py
+        assert (tuple(images['input_size']), images['crop_pct']) == ((3, 160, 160), 1.0)
+
+
 def test_digits_are_split_once_and_for_all():
     train, held_out = Digits(train=True), Digits(train=False)
     assert (len(train), len(held_out)) == (1347, 450)

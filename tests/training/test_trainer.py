@@ -445,3 +445,15 @@ def test_checkpoint_tells_the_images_that_it_was_trained_on(images, tmp_path):
     assert tuple(config['input_size']) == (3, 16, 16)  # a list before timm 1.0.26
     np.testing.assert_allclose(config['mean'], pixels.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(config['std'], pixels.std((0, 2, 3), correction=0), rtol=1e-6)
+
+
+def test_checkpoint_of_a_larger_architecture_is_evaluated_as_it_was_trained(images, tmp_path):
+    run = Run('lc_resnet18', recipe=Recipe(epochs=1, batch_size=16))  # its own weights: 288 pixels, crop 0.95
+    accuracy = train(run, images, tmp_path, CPU)
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    config = timm.data.resolve_data_config(model=model, use_test_size=True)  # as validate.py
+    assert (tuple(config['input_size']), config['crop_pct']) == ((3, 16, 16), 1.0)
+    transform = timm.data.create_transform(**config)
+    pixels = torch.stack([transform(functional.to_pil_image(image)) for image in images.validation])
+    found = (model(pixels).argmax(1) == images.validation_labels).double().mean().item()
+    assert 100 * found == pytest.approx(accuracy)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from timm_lc._timm import describe_images
 from timm_lc.analysis.counting import ParameterCount, count_parameters
 from timm_lc.analysis.evaluation import accuracy, folder_dataset, predict
 from timm_lc.arguments import check_count
@@ -71,11 +72,17 @@ def demonstrate(model: str, *, epochs: int, seed: int, data_dir: Path | None, ou
         arguments = {'num_classes': data.num_classes, 'freeze_spatial': label != 'learnable'}
         network = timm.create_model(model, **arguments).to(device)
         name_classes(network, data.classes)
+        _describe_images(network)
         result = _train(label, network, data, epochs, output / label.split()[0], device)
         results.append(_save(result, data, f'timm-lc demo --model {model} --epochs {epochs} --seed {seed}', epochs))
     print(f'\n{model}, {epochs} epochs, {data.description}, {device.type}')
     _print_table(results)
     _reload_and_fold(results[0], data, device)
+
+
+def _describe_images(network: nn.Module) -> None:
+    """Save that the network is measured on whole images, of the size that it was trained on."""
+    describe_images(network, *(network.pretrained_cfg[key] for key in ('input_size', 'mean', 'std')))
 
 
 def _print_table(results: list[Result]) -> None:
