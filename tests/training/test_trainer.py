@@ -457,3 +457,14 @@ def test_checkpoint_of_a_larger_architecture_is_evaluated_as_it_was_trained(imag
     pixels = torch.stack([transform(functional.to_pil_image(image)) for image in images.validation])
     found = (model(pixels).argmax(1) == images.validation_labels).double().mean().item()
     assert 100 * found == pytest.approx(accuracy)
+
+
+def test_values_of_a_run_without_its_weights_are_no_other_runs(images, tmp_path):
+    first = train_once(RUN, images, tmp_path, CPU)
+    (tmp_path / 'model.safetensors').unlink()
+    other = Run('lc_resnet_cifar', KWARGS, seed=4, recipe=RUN.recipe)
+    with pytest.raises(ValueError, match='holds another run: `seed` was 3 and is 4; give another'):
+        train_once(other, images, tmp_path, CPU)
+    assert json.loads((tmp_path / 'run.json').read_text())['run']['seed'] == 3
+    assert train_once(RUN, images, tmp_path, CPU)['accuracy'] == first['accuracy']
+    assert (tmp_path / 'model.safetensors').is_file()  # trained again

@@ -17,17 +17,15 @@ import torch
 from filelock import Timeout
 from torch import nn
 
-from timm_lc.checkpoints.checkpoint import load_model
+from timm_lc.checkpoints.checkpoint import WEIGHTS, load_model
 from timm_lc.paper.measures import MEASURES
 from timm_lc.training.data import Images
 from timm_lc.training.files import lock, read_json, read_lines, write_text
 from timm_lc.training.recipe import Run, Speed
-from timm_lc.training.trainer import METRICS, RUN, STATE, OutOfTime, claim, train
+from timm_lc.training.trainer import METRICS, RUN, STATE, VALUES, OutOfTime, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
 __all__ = ['adopt_runs', 'describe_run', 'folder_of', 'known_values', 'measure_run', 'read_run', 'train_once']
-
-VALUES = 'values.json'
 
 
 def describe_run(run: Run, data: str, limit: int | None) -> dict[str, Any]:
@@ -42,12 +40,12 @@ def folder_of(run: dict[str, Any]) -> str:
 
 
 def known_values(directory: Path) -> dict[str, Any]:
-    """Return what was measured of a finished run, {} if the run is not finished.
+    """Return what was measured of a finished run, {} if the run is not finished or its weights are gone.
 
     Keys are `seed`, `accuracy` (percent), `seconds`, `losses` (in training, of each epoch), and measures as
     `measure_run` names them.
     """
-    values = read_json(directory / VALUES)
+    values = read_json(directory / VALUES) if (directory / WEIGHTS).is_file() else {}
     return values and {'losses': [round(line['loss'], 4) for line in read_lines(directory / METRICS)], **values}
 
 

@@ -35,6 +35,7 @@ __all__ = [
     'METRICS',
     'RUN',
     'STATE',
+    'VALUES',
     'OutOfTime',
     'claim',
     'describe_device',
@@ -45,7 +46,7 @@ __all__ = [
     'versions',
 ]
 
-METRICS, STATE, RUN = 'metrics.jsonl', 'state.pt', 'run.json'
+METRICS, STATE, RUN, VALUES = 'metrics.jsonl', 'state.pt', 'run.json', 'values.json'
 # Images evaluated at a time; malloc maps a CPU's larger activations anew for each, which takes a third longer
 EVALUATED = {'cuda': 1000, 'cpu': 250}
 SAVE_SECONDS = 10.0  # between states: writing one takes longer than a short epoch
@@ -239,7 +240,7 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
 
 
 def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
-    """Write `run.json` into a folder, or check that the network in it, trained or half-trained, is of this run.
+    """Write `run.json` into a folder, or check that the network or the values in it are of this run.
 
     Raises:
         ValueError: If it is of another run, or of other images.
@@ -247,7 +248,7 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
     path = directory / RUN
     sizes = [len(images.train), len(images.validation)]
     what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
-    if any((directory / name).is_file() for name in (STATE, WEIGHTS)):
+    if any((directory / name).is_file() for name in (STATE, WEIGHTS, VALUES)):
         known = read_json(path).get('run', {})
         differing = differences(known, what)
         if differing:
