@@ -468,3 +468,9 @@ def test_values_of_a_run_without_its_weights_are_no_other_runs(images, tmp_path)
     assert json.loads((tmp_path / 'run.json').read_text())['run']['seed'] == 3
     assert train_once(RUN, images, tmp_path, CPU)['accuracy'] == first['accuracy']
     assert (tmp_path / 'model.safetensors').is_file()  # trained again
+
+
+def test_arguments_that_are_tuples_are_those_of_the_same_run(images, tmp_path):
+    run = Run('lc_resnet18', {'layers': (1, 1, 1, 1)}, recipe=Recipe(epochs=1, batch_size=16))
+    accuracy = train_once(run, images, tmp_path, CPU)['accuracy']
+    assert train_once(run, images, tmp_path, CPU)['accuracy'] == accuracy

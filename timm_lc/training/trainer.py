@@ -248,6 +248,7 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
     path = directory / RUN
     sizes = [len(images.train), len(images.validation)]
     what = {**dataclasses.asdict(run), 'data': images.name, 'images': sizes, 'checksum': images.checksum}
+    what = json.loads(json.dumps(what))  # as the file tells it: lists for tuples
     if any((directory / name).is_file() for name in (STATE, WEIGHTS, VALUES)):
         known = read_json(path).get('run', {})
         differing = differences(known, what)
