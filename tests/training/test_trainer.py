@@ -474,3 +474,18 @@ def test_arguments_that_are_tuples_are_those_of_the_same_run(images, tmp_path):
     run = Run('lc_resnet18', {'layers': (1, 1, 1, 1)}, recipe=Recipe(epochs=1, batch_size=16))
     accuracy = train_once(run, images, tmp_path, CPU)['accuracy']
     assert train_once(run, images, tmp_path, CPU)['accuracy'] == accuracy
+
+
+@pytest.mark.parametrize('left', ['', '{"epoch": 1, "loss": 1.0}\n'])
+def test_finished_state_without_its_metrics_is_named(images, tmp_path, left):
+    train(RUN, images, tmp_path, CPU)
+    (tmp_path / 'metrics.jsonl').write_text(left)
+    with pytest.raises(ValueError, match=r'metrics\.jsonl lacks epoch 4 of .*state\.pt; without state\.pt'):
+        train(RUN, images, tmp_path, CPU)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs a file system that takes any bytes as a name')
+def test_class_whose_name_is_no_text_is_refused_before_training(tree):
+    root = tree(classes=('cat', os.fsdecode(b'd\xffg')))
+    with pytest.raises(ValueError, match=r"the name of the folder b'.*/train/d\\xffg' must be UTF-8"):
+        load_images(str(root))

@@ -5,6 +5,7 @@ Each set is normalised by its own mean and deviation. SVHN is not augmented; Fas
 
 import dataclasses
 import functools
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -175,11 +176,21 @@ def _folder(root: Path) -> Images:
             raise ValueError(f'`data` must be {_FORMAT}: {error}') from None
     if splits[0].classes != splits[1].classes:
         raise ValueError(f'`data` {root}: train/ and validation/ must hold the same classes')
+    _check_names([root.resolve(), *(root / 'train' / name for name in splits[0].classes)])
     tensors = [_read(split, root) for split in splits]
     if tensors[0][0].shape[1:] != tensors[1][0].shape[1:]:
         sizes = [tuple(images.shape[1:]) for images, _ in tensors]
         raise ValueError(f'`data` {root}: all images must have one size, got {sizes[0]} and {sizes[1]}')
     return Images(root.resolve().name, splits[0].classes, *tensors[0], *tensors[1])
+
+
+def _check_names(folders: list[Path]) -> None:
+    """Refuse names that are no text, which neither a config nor a card could hold after the training."""
+    for folder in folders:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f'`data`: the name of the folder {os.fsencode(folder)!r} must be UTF-8') from None
 
 
 def _read(split: Any, root: Path) -> tuple[Tensor, Tensor]:

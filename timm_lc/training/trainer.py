@@ -291,6 +291,10 @@ def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> 
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f'{path} is damaged: {error!r}; without it the run begins anew') from error
     finished = [line for line in read_lines(directory / METRICS) if line['epoch'] <= state['epoch']]
+    if [line['epoch'] for line in finished[-1:]] != [state['epoch']]:
+        raise ValueError(
+            f'{directory / METRICS} lacks epoch {state["epoch"]} of {path}; without {STATE} the run begins anew'
+        )
     write_lines(directory / METRICS, finished)
     return int(state['epoch'])
 
