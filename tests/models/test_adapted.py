@@ -62,6 +62,17 @@ def test_a_network_of_this_packages_own_is_a_base(images, tmp_path):
         assert torch.equal(model(images), plain(images))
 
 
+def test_a_name_with_an_expansion_adapts_the_network_of_that_name(tmp_path, images):
+    name = 'lc_resnet20_16x8'
+    model = timm.create_model(name, adapter=4, base=f'{name}.cifar10_jpeg').eval()
+    torch.testing.assert_close(model(images), timm.create_model(name, pretrained=True).eval()(images))
+    moved(model)
+    save_pretrained(model, tmp_path)
+    assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(images), model(images))
+    with pytest.raises(ValueError, match='it cannot go with expansion=8'):
+        timm.create_model(name, adapter=4, base=f'{name}.cifar10_jpeg', expansion=8)
+
+
 def test_saved_networks_are_built_again_from_base_and_adapter(base, images, tmp_path):
     model, folder = base
     trained = moved(adapted(f'local-dir:{folder}', num_classes=7, adapter_norms=False, seed=5))

@@ -81,7 +81,8 @@ def register(
     """Register `name` with timm as an entry point of the module with these globals; arguments win over `defaults`."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        model = build(name, create_base, first_conv, pretrained=pretrained, **{**defaults, **kwargs})
+        given = {**({} if kwargs.get('adapter') else defaults), **kwargs}  # the defaults are those of the base itself
+        model = build(name, create_base, first_conv, pretrained=pretrained, **given)
         record_arguments(model, kwargs)
         return model
 
