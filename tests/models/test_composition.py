@@ -156,6 +156,23 @@ def test_onnx_program_equals_the_network(model, image, tmp_path):
     close(torch.from_numpy(output), stock_output(model, image))
 
 
+@pytest.mark.parametrize(
+    ('name', 'arguments'),
+    [
+        ('mobilenetv3_small_050', {'output_stride': 16}),
+        ('mobilenetv2_035', {'feature_location': 'expansion'}),
+        ('resnet18', {'output_stride': 8}),
+    ],
+)
+def test_features_of_other_places_and_strides_are_those_of_the_stock_network(name, arguments, image):
+    features = timm.create_model(f'lc_{name}', features_only=True, **arguments).eval()
+    expected = timm.create_model(name, features_only=True, **arguments).eval()
+    expected.load_state_dict(timm_lc.fold(features).state_dict())
+    assert features.feature_info.channels() == expected.feature_info.channels()
+    for output, reference in zip(features(image), expected(image), strict=True):
+        close(output, reference)
+
+
 def test_hooked_features_have_the_whole_networks_filters():
     features = timm.create_model('lc_legacy_xception', features_only=True, seed=3)
     whole = timm.create_model('lc_legacy_xception', seed=3)

@@ -19,6 +19,8 @@ __all__ = ['build', 'register']
 
 CreateBase = Callable[..., nn.Module]
 
+# Arguments of timm's feature wrappers
+_OF_FEATURES = ('features_only', 'feature_cls', 'out_indices', 'feature_location')
 # What timm's feature wrappers put before the names of the network's own layers
 _WRAPPER = re.compile(r'^(model|graph.module|body)\.')
 
@@ -49,9 +51,12 @@ def build(
     options = LCOptions(**{key: kwargs.pop(key) for key in LC_ARGUMENTS if key in kwargs})
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
     cfg = cfg if pretrained else forget_shipped(cfg)
-    feature_kwargs = {key: kwargs.pop(key) for key in ('features_only', 'feature_cls', 'out_indices') if key in kwargs}
+    feature_kwargs = {key: kwargs.pop(key) for key in _OF_FEATURES if key in kwargs}
     if options.adapter is None:
-        model = options.keep(options.apply(create_base(pretrained_cfg=cfg, **kwargs)))
+        # strides change no weight, and timm's MobileNetV3 takes this argument for its features alone
+        dropped = ('output_stride',) if feature_kwargs.get('features_only') else ()
+        whole = {key: value for key, value in kwargs.items() if key not in dropped}
+        model = options.keep(options.apply(create_base(pretrained_cfg=cfg, **whole)))
     elif feature_kwargs.get('features_only'):
         raise ValueError('`adapter` has no `features_only`: call `forward_intermediates`, or build it from the folded')
     else:
