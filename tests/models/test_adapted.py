@@ -52,6 +52,9 @@ def test_a_frozen_random_base_is_folded(images, tmp_path):
     model = timm.create_model('lc_test_resnet', seed=3, num_classes=4).eval()
     save_pretrained(model, tmp_path)
     torch.testing.assert_close(adapted(f'local-dir:{tmp_path}')(images), model(images))
+    torch.save(model.state_dict(), tmp_path / 'state.pth')
+    for file in ('model.safetensors', 'state.pth'):
+        torch.testing.assert_close(adapted(tmp_path / file)(images), model(images))
 
 
 def test_a_network_of_this_packages_own_is_a_base(images, tmp_path):

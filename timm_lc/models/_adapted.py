@@ -90,6 +90,9 @@ def _of_file(architecture: str, file: str) -> tuple[str, dict[str, Any]]:
     """Return name and arguments that build a network from the checkpoint in a file."""
     with torch.serialization.safe_globals([argparse.Namespace]):  # train.py's arguments; no code of the file runs
         state: dict[str, Tensor] = load_state_dict(file, weights_only=True)
+    is_frozen_one = any(key.endswith(f'.{RECORD}') for key in state)
+    if is_frozen_one:  # only the `lc_` network knows its records; it is folded afterwards
+        architecture = f'{PREFIX}{stock_name(architecture)}'
     cfg = timm.get_pretrained_cfg(architecture)
     classifier = cfg.classifier if cfg else None
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
@@ -97,7 +100,7 @@ def _of_file(architecture: str, file: str) -> tuple[str, dict[str, Any]]:
     overlay: dict[str, Any] = {'source': 'state-dict', 'state_dict': state, 'custom_load': False}
     given: dict[str, Any] = {'pretrained_cfg_overlay': overlay | ({'num_classes': sizes[0]} if sizes else {})}
     if architecture.startswith(PREFIX):
-        given['freeze_spatial'] = any(key.endswith(f'.{RECORD}') for key in state)
+        given['freeze_spatial'] = is_frozen_one
     return architecture, given
 
 
