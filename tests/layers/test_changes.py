@@ -1,11 +1,13 @@
 """Filters that a tool overwrites: what is saved is what computes, and `verify` tells and mends."""
 
 import copy
+import json
 import pickle
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from test_state import KEPT, VARIANTS, load, outputs, spatial
 from torch import nn
 
@@ -127,6 +129,27 @@ def test_half_precision_is_no_change_but_casting_back_is(stock):
     model = freeze_spatial(stock()).half()
     assert set(verify(model).values()) == {'drawn'}
     assert set(verify(model.float()).values()) == {'changed'}
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'share_weights': True}], ids=['frozen', 'shared'])
+def test_counts_card_and_config_know_of_changed_filters_in_the_file(kwargs, tmp_path):
+    model = timm.create_model('lc_test_resnet', num_classes=4, **kwargs).half().float()
+    with pytest.warns(UserWarning, match=OVERWRITTEN):
+        save_pretrained(model, tmp_path)
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked', 'record')
+    tensors = load_file(tmp_path / 'model.safetensors')
+    stored = sum(tensor.numel() for key, tensor in tensors.items() if not key.endswith(statistics))
+    about = json.loads((tmp_path / 'config.json').read_text())['timm_lc']
+    assert timm_lc.count_parameters(model).stored == about['parameters']['stored'] == stored
+    assert about['seeds'] == []
+    assert 'filters are not in the file' not in (tmp_path / 'README.md').read_text()
+
+
+def test_a_changed_filter_that_is_a_parameter_counts_once():
+    model = freeze_spatial(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
+    fused = nn.Sequential(torch.nn.utils.fuse_conv_bn_eval(model[0], model[1]))
+    counts = timm_lc.count_parameters(fused)
+    assert counts.stored == counts.total == 4 * 3 * 9 + 4
 
 
 def learned_convolutions(model):

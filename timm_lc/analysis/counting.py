@@ -2,12 +2,14 @@
 
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from timm_lc.arguments import check_module
+from timm_lc.layers.changes import is_stored
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.held import held_parameters
 from timm_lc.layers.ranks import LeftToRanks
+from timm_lc.layers.sliced import is_shared
 from timm_lc.spatial import is_pointwise
 
 __all__ = ['ParameterCount', 'count_parameters']
@@ -41,11 +43,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     parameters = list(model.parameters())
     learnable = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = [module for module in model.modules() if is_frozen(module)]
-    kept = {_place(m.weight): m.filter_record.numel for m in frozen if m.filter_record.is_kept}
+    in_file = {m for m in frozen if is_stored(m)}
+    buffers = [m for m in in_file if is_shared(m) or not isinstance(m.weight, nn.Parameter)]  # that are no parameters
+    kept = {_place(m): m.filter_record.numel for m in buffers}
     stored = sum(p.numel() for p in parameters) + sum(kept.values())
     networks = _networks(model)
     # layers of one record in a network were tied: no two layers have one name
-    records = {(networks.get(m), m.filter_record) for m in frozen if not m.filter_record.is_kept}
+    records = {(networks.get(m), m.filter_record) for m in frozen if m not in in_file}
     drawn = sum(record.numel for _, record in records if not record.is_shared)
     vectors: dict[tuple[Any, int, int], int] = {}
     for network, record in records:
@@ -69,6 +73,8 @@ def _networks(model: nn.Module) -> dict[nn.Module, nn.Module]:
     return found
 
 
-def _place(tensor: Tensor) -> int:
-    """Return what tells one storage from another."""
-    return id(tensor) if tensor.is_meta else tensor.data_ptr()
+def _place(conv: nn.Conv2d) -> int:
+    """Return what tells filters from those of another layer: tied layers have one storage, slices are their own."""
+    if is_shared(conv):
+        return id(conv)
+    return id(conv.weight) if conv.weight.is_meta else conv.weight.data_ptr()

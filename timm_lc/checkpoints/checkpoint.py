@@ -281,7 +281,7 @@ def _write_config(model: nn.Module, path: Path, model_args: Mapping[str, Any] | 
     records = [module.filter_record for module in frozen.values()]
     about = {
         'generator': VERSION,
-        'seeds': sorted({record.seed for record in records if not record.is_kept}),
+        'seeds': sorted({module.filter_record.seed for module in frozen.values() if not is_stored(module)}),
         'shared': any(record.is_shared for record in records),
         'parameters': count_parameters(model)._asdict(),
     }

@@ -5,6 +5,7 @@ from torch import nn
 
 from timm_lc.filters import RECORD_DIGITS
 from timm_lc.layers.adapter import AdaptedConv2d
+from timm_lc.layers.changes import is_stored
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
@@ -20,7 +21,8 @@ def origin(model: nn.Module, *, is_written_out: bool = False) -> str:
         model: As it was trained.
         is_written_out: Whether the file of the card is another form of it, with every filter in it.
     """
-    records = [module.filter_record for module in model.modules() if is_frozen(module)]
+    frozen = [module for module in model.modules() if is_frozen(module)]
+    records = [module.filter_record for module in frozen]
     blocks = [module for module in model.modules() if isinstance(module, ImplicitLCConv2d)]
     if is_adapted(model):
         return _adapters(model, is_written_out)
@@ -41,7 +43,7 @@ def origin(model: nn.Module, *, is_written_out: bool = False) -> str:
         text += ' The filters of all layers are slices of one random vector (section 4.3 of the paper).'
     if any(record.set_name == 'orthogonal' for record in records):
         text += ' The random filters were made orthonormal.'
-    seeds = sorted({record.seed for record in records if not record.is_kept})
+    seeds = sorted({module.filter_record.seed for module in frozen if not is_stored(module)})
     if is_written_out:
         text += ' So it was in training; in this form every filter is an ordinary weight of the file.'
     elif seeds:
