@@ -237,6 +237,12 @@ def test_a_damaged_file_is_refused(stock, tmp_path):
         load_adapter(stock(), tmp_path / 'none.safetensors')
 
 
+def test_only_a_name_that_loading_knows_is_written(stock, tmp_path):
+    with pytest.raises(ValueError, match=r'`path` must end in \.safetensors, .*, got .*task\.bin'):
+        save_adapter(add_adapters(stock(), 4), tmp_path / 'new' / 'task.bin')
+    assert not (tmp_path / 'new').exists()
+
+
 def test_what_is_no_adapter_is_refused(stock, tmp_path):
     save_file(stock().state_dict(), tmp_path / 'model.safetensors')
     with pytest.raises(ValueError, match=r'is not an adapter: timm_lc\.save_adapter did not write it'):

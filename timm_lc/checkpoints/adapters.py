@@ -65,12 +65,12 @@ def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | Non
 
     Args:
         model: A network with adapters, or what DistributedDataParallel or `torch.compile` made of it.
-        path: File to write to; its folder is made if need be.
+        path: File to write to, `.safetensors`; its folder is made if need be.
         dtype: Floating type to store matrices in; vectors (norms, biases) keep theirs.
         sparse: Whether to store pruned coefficients as a bit mask and values.
 
     Raises:
-        ValueError: If `model` has no adapters, or values overflow in `dtype`.
+        ValueError: If `model` has no adapters, `path` is no `.safetensors`, or values overflow in `dtype`.
         RuntimeError: If its base changed since the adapters were added.
     """
     check_module(model)
@@ -79,6 +79,8 @@ def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | Non
         raise ValueError(
             f'{type(model).__name__} has no adapters: call timm_lc.add_adapters, or save the whole network'
         )
+    if path.suffix != '.safetensors':
+        raise ValueError(f"`path` must end in .safetensors, by which loading knows the format, got '{path}'")
     changed = changed_layers(model)
     if changed:
         raise RuntimeError(
