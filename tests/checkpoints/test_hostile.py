@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import timm_lc
 from timm_lc.checkpoints.checkpoint import load_model, read_checkpoint
+from timm_lc.cli import main
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'frozen'
 FUZZED, SEED = 2000, 0
@@ -60,6 +61,22 @@ def test_a_hostile_file_is_an_error_that_names_it(content, tmp_path):
     for load in (read_checkpoint, lambda path: load_model(path, 'lc_test_resnet')):
         with pytest.raises(ValueError, match=f'{path} is not a readable checkpoint: '):
             load(path)
+
+
+@pytest.mark.parametrize('form', ['no header', 'two bytes short', 'not JSON', 'shorter than a length'])
+@pytest.mark.parametrize(
+    'command',
+    ['export {} --to plain --output {}/out', 'prune {} --amount 0.5 --output {}/out', 'push {} user/name --dry-run'],
+)
+def test_commands_refuse_a_damaged_file_in_one_line(command, form, tmp_path, capsys):
+    path = tmp_path / 'broken.safetensors'
+    path.write_bytes(HOSTILE[form])
+    with pytest.raises(SystemExit) as exit_info:
+        main(command.format(path, tmp_path).split())
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert f'{path} is not a readable checkpoint: ' in error
+    assert error.count('\n') == 1
 
 
 def damage(data, generator):

@@ -162,6 +162,14 @@ def test_a_base_of_another_architecture_is_refused(stock, tmp_path):
         adapted(f'local-dir:{tmp_path}')
 
 
+@pytest.mark.parametrize('content', [b'', b'no checkpoint', bytes(1000)])
+@pytest.mark.parametrize('file', ['base.safetensors', 'base.pth'])
+def test_a_base_that_is_damaged_says_so(file, content, tmp_path):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f'`base` .*{file}. cannot be loaded: .* It must be a folder of save_pre'):
+        adapted(tmp_path / file)
+
+
 def test_a_base_that_needs_the_network_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     with pytest.raises(ValueError, match=r'cannot be loaded: .* It is fetched from the network: check the connection'):

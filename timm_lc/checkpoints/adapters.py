@@ -7,13 +7,19 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_lc.arguments import check_module
-from timm_lc.checkpoints.checkpoint import ADAPTER, CONFIG, file_metadata, read_checkpoint, stored_tensors
+from timm_lc.checkpoints.checkpoint import (
+    ADAPTER,
+    CONFIG,
+    file_metadata,
+    open_safetensors,
+    read_checkpoint,
+    stored_tensors,
+)
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.packing import add_unpacking
@@ -155,7 +161,7 @@ def is_adapter_file(path: Path) -> bool:
     """Return whether `path` is a file of `save_adapter`, not the weights beside a `config.json`."""
     if not path.is_file() or path.suffix != '.safetensors' or path.with_name(CONFIG).is_file():
         return False
-    with safe_open(path, framework='pt') as opened:
+    with open_safetensors(path) as opened:
         return ADAPTER in (opened.metadata() or {})
 
 
@@ -169,7 +175,7 @@ def read_adapter(path: Path) -> AdapterFile:
     tensors = read_checkpoint(path)
     about: dict[str, Any] = {}
     if path.suffix == '.safetensors':
-        with safe_open(path, framework='pt') as opened:
+        with open_safetensors(path) as opened:
             about = json.loads((opened.metadata() or {}).get(ADAPTER, '{}'))
     if not about or FINGERPRINT not in tensors:
         raise ValueError(f'{path} is not an adapter: timm_lc.save_adapter did not write it')

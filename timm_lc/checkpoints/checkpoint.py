@@ -4,12 +4,13 @@ Nothing here runs code from a file: safetensors holds tensors only, and timm's `
 """
 
 import argparse
+import contextlib
 import json
 import pickle
 import tempfile
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ from timm_lc.transforms.adapt import is_adapted, learned_norms
 from timm_lc.transforms.fingerprint import FINGERPRINT
 
 __all__ = [
-    'ADAPTER', 'file_metadata', 'is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'stored_tensors',
-    'stored_weights', 'train_arguments', 'weights_file',
+    'ADAPTER', 'file_metadata', 'is_foreign_card', 'load_model', 'open_safetensors', 'read_checkpoint',
+    'save_pretrained', 'stored_tensors', 'stored_weights', 'train_arguments', 'weights_file',
 ]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
@@ -175,11 +176,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}')
-    try:
+    with _readable(path):
         if path.suffix == '.safetensors':
             return _read_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location='cpu', weights_only=True)
+    if not isinstance(loaded, dict):
+        raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
+    return loaded
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file as `safe_open` does; what is wrong with it is said as `read_checkpoint` says it."""
+    with _readable(path), safe_open(path, framework='pt') as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever is raised inside into a `ValueError` that names the file."""
+    try:
+        yield
     except pickle.UnpicklingError as error:
         reason = 'it is damaged, or holds more than tensors and plain values, which could run code'
         raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
@@ -187,9 +205,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         said = ' '.join(filter(None, [type(error).__name__, str(error).partition('\n')[0]]))
         reason = f'it is damaged, or a file of another kind ({said})'
         raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
-    return loaded
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

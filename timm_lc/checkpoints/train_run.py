@@ -7,9 +7,15 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from timm_lc.checkpoints.checkpoint import CONFIG, WEIGHTS, read_checkpoint, train_arguments, weights_file
+from timm_lc.checkpoints.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    open_safetensors,
+    read_checkpoint,
+    train_arguments,
+    weights_file,
+)
 from timm_lc.checkpoints.facts import Facts
 
 __all__ = ['read_facts', 'read_form', 'read_summary']
@@ -48,11 +54,12 @@ def read_form(path: str | Path) -> tuple[bool, torch.dtype | None]:
 
     Raises:
         FileNotFoundError: If there is no checkpoint at `path`.
+        ValueError: If it is not readable.
     """
     path = weights_file(Path(path))
     if path.suffix != '.safetensors' or not path.is_file():
         return False, None
-    with safe_open(path, framework='pt') as file:
+    with open_safetensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
         sparse = any(name.endswith('.weight.mask') for name in slices)
         types = {

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from timm.models import is_model, load_state_dict
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ __all__ = ['build_adapted']
 
 # What timm raises where it cannot read or fetch weights: huggingface_hub's errors have bases of the HTTP library's
 _FAILURES: tuple[type[Exception], ...] = (
-    *HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError, pickle.UnpicklingError,
+    *HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 _SCHEMES = ('hf-hub:', 'hf_hub:', 'local-dir:')
 # What of a base's configuration its images must fit
