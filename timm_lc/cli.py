@@ -26,6 +26,8 @@ COMMANDS = (
     'export',
     'push',
 )
+# How timm's RuntimeError about an argument of `create_model` begins; others are faults, and keep their traceback
+_FROM_TIMM = 'No pretrained weights exist'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,12 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
+        args.subparser.exit(2, f'{args.subparser.prog}: error: {_said(error)}\n')
+    except RuntimeError as error:
+        if not str(error).startswith(_FROM_TIMM):
+            raise
         args.subparser.exit(2, f'{args.subparser.prog}: error: {error}\n')
     except KeyboardInterrupt:
         return 130
     if script is not None:  # what a script raises is its own affair
         script()
     return 0
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; timm raises some without a word."""
+    return str(error) or type(error).__name__
 
 
 class _Parser(argparse.ArgumentParser):
