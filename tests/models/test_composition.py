@@ -162,6 +162,7 @@ def test_onnx_program_equals_the_network(model, image, tmp_path):
         ('mobilenetv3_small_050', {'output_stride': 16}),
         ('mobilenetv2_035', {'feature_location': 'expansion'}),
         ('resnet18', {'output_stride': 8}),
+        ('gernet_m', {'output_stride': 8}),  # of this stride it has other layers
     ],
 )
 def test_features_of_other_places_and_strides_are_those_of_the_stock_network(name, arguments, image):

@@ -1,5 +1,6 @@
 """From a timm entry point to an `lc_` one: options, transforms, pretrained weights, feature wrappers."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -53,10 +54,8 @@ def build(
     cfg = cfg if pretrained else forget_shipped(cfg)
     feature_kwargs = {key: kwargs.pop(key) for key in _OF_FEATURES if key in kwargs}
     if options.adapter is None:
-        # strides change no weight, and timm's MobileNetV3 takes this argument for its features alone
-        dropped = ('output_stride',) if feature_kwargs.get('features_only') else ()
-        whole = {key: value for key, value in kwargs.items() if key not in dropped}
-        model = options.keep(options.apply(create_base(pretrained_cfg=cfg, **whole)))
+        create = functools.partial(_create_whole, create_base) if feature_kwargs.get('features_only') else create_base
+        model = options.keep(options.apply(create(pretrained_cfg=cfg, **kwargs)))
     elif feature_kwargs.get('features_only'):
         raise ValueError('`adapter` has no `features_only`: call `forward_intermediates`, or build it from the folded')
     else:
@@ -95,6 +94,19 @@ def register(
     entrypoint.__module__, entrypoint.__doc__ = module['__name__'], doc
     module.setdefault('default_cfgs', {}).update(generate_default_cfgs({f'{name}.{cfg.tag}' if cfg.tag else name: cfg}))
     module[name] = register_model(entrypoint)
+
+
+def _create_whole(create_base: CreateBase, **kwargs: Any) -> nn.Module:
+    """Create the whole network behind features; timm's MobileNetV3 takes `output_stride` for its features alone.
+
+    A Byobnet of another stride has other layers: there the argument counts.
+    """
+    try:
+        return create_base(**kwargs)
+    except TypeError:
+        if kwargs.pop('output_stride', None) is None:
+            raise
+        return create_base(**kwargs)
 
 
 def _learnable_stem(model: nn.Module, first_conv: tuple[str, ...]) -> tuple[str, ...]:
