@@ -75,4 +75,6 @@ def save_config(model: nn.Module, path: Path, *, model_config: dict[str, Any], m
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)  # stands above them, and transformers takes no second one
     config['pretrained_cfg'].pop('label_names', None)
+    if model.num_classes != model.pretrained_cfg.get('num_classes'):  # it tells how good another classifier is
+        config['pretrained_cfg'].pop('description', None)
     path.write_text(json.dumps(config, indent=2), encoding='utf-8')

@@ -97,3 +97,13 @@ def test_a_network_that_starts_at_random_tells_nothing_of_it(tmp_path):
         timm_lc.save_pretrained(network, tmp_path / name)
         assert str(WEIGHTS) not in (tmp_path / name / 'config.json').read_text()
     assert 'cifar10_jpeg' not in (tmp_path / 'random/config.json').read_text()
+
+
+def test_a_network_of_other_classes_does_not_claim_its_accuracy(tmp_path):
+    model = timm.create_model(NAME, pretrained=True)
+    for name, classes in (('same', 10), ('other', 3)):
+        model.reset_classifier(classes)
+        timm_lc.save_pretrained(model, tmp_path / name)
+    assert '81.98 %' in (tmp_path / 'same/config.json').read_text()
+    for file in ('config.json', 'README.md'):
+        assert '81.98' not in (tmp_path / 'other' / file).read_text()
