@@ -22,7 +22,9 @@ LAYOUT = {
         'memory', 'floors',
     ],
     'models': ['lc_shipped', '_adapted', '_build', 'lc_zoo', 'lc_resnet_cifar', 'lc_lowres'],
-    'checkpoints': ['usage', 'facts', 'origin', 'card', 'checkpoint', 'adapters', 'train_run', 'exporting', 'hub'],
+    'checkpoints': [
+        'usage', 'facts', 'origin', 'card', 'reading', 'checkpoint', 'adapters', 'train_run', 'exporting', 'hub',
+    ],
     'training': ['files', 'parallel', 'digits', 'data', 'adapting', 'recipe', 'account', 'trainer', 'demo'],
     'paper': [
         'experiment', 'selection', 'timing', 'measures', 'printed', 'printed_second', 'variants', 'second_version',

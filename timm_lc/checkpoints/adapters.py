@@ -12,14 +12,8 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_lc.arguments import check_module
-from timm_lc.checkpoints.checkpoint import (
-    ADAPTER,
-    CONFIG,
-    file_metadata,
-    open_safetensors,
-    read_checkpoint,
-    stored_tensors,
-)
+from timm_lc.checkpoints.checkpoint import CONFIG, file_metadata, stored_tensors
+from timm_lc.checkpoints.reading import ADAPTER, open_safetensors, read_checkpoint
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.packing import add_unpacking

@@ -3,21 +3,16 @@
 Nothing here runs code from a file: safetensors holds tensors only, and timm's `.pth.tar` is read with `weights_only`.
 """
 
-import argparse
-import contextlib
 import json
-import pickle
 import tempfile
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
@@ -29,6 +24,7 @@ from timm_lc.analysis.counting import count_parameters
 from timm_lc.arguments import check_module
 from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.reading import ADAPTER, checksums, read_checkpoint
 from timm_lc.filters import VERSION
 from timm_lc.layers.changes import is_stored
 from timm_lc.layers.frozen import is_frozen
@@ -41,12 +37,11 @@ from timm_lc.transforms.adapt import is_adapted, learned_norms
 from timm_lc.transforms.fingerprint import FINGERPRINT
 
 __all__ = [
-    'ADAPTER', 'file_metadata', 'is_foreign_card', 'load_model', 'open_safetensors', 'read_checkpoint',
-    'save_pretrained', 'stored_tensors', 'stored_weights', 'train_arguments', 'weights_file',
+    'file_metadata', 'is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'stored_tensors',
+    'stored_weights', 'train_arguments', 'weights_file',
 ]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
-ADAPTER = 'adapter'  # entry of a safetensors file's metadata
 
 
 def save_pretrained(
@@ -167,65 +162,12 @@ def _load_folder(path: Path, model_kwargs: dict[str, Any]) -> nn.Module:
     ).eval()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint file holds: a state dict, or what train.py saves around one. Runs no code of the file.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it is damaged, or holds anything but tensors and plain values.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint at {path}')
-    with _readable(path):
-        if path.suffix == '.safetensors':
-            return _read_safetensors(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
-    if not isinstance(loaded, dict):
-        raise ValueError(f'{path} is not a checkpoint: it holds a {type(loaded).__name__}')
-    return loaded
-
-
-@contextlib.contextmanager
-def open_safetensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file as `safe_open` does; what is wrong with it is said as `read_checkpoint` says it."""
-    with _readable(path), safe_open(path, framework='pt') as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever is raised inside into a `ValueError` that names the file."""
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        reason = 'it is damaged, or holds more than tensors and plain values, which could run code'
-        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
-    except Exception as error:  # a damaged pickle can raise anything
-        said = ' '.join(filter(None, [type(error).__name__, str(error).partition('\n')[0]]))
-        reason = f'it is damaged, or a file of another kind ({said})'
-        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, verified if `save_pretrained` wrote it."""
-    with safe_open(path, framework='pt') as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-        metadata = file.metadata() or {}
-    expected = json.loads(metadata.get('crc32', '{}')) or json.loads(metadata.get(ADAPTER, '{}')).get('crc32', {})
-    found = _checksums(tensors)
-    damaged = [name for name in {**expected, **found} if expected and expected.get(name) != found.get(name)]
-    if damaged:
-        raise ValueError(f'{damaged[0]!r} does not match its checksum')
-    return tensors
-
-
 def file_metadata(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
     """Return what a file says beside its tensors: a CRC-32 of each, and what an adapter's base is.
 
     It is one entry: safetensors would shuffle several.
     """
-    crc32 = _checksums(tensors)
+    crc32 = checksums(tensors)
     if not is_adapted(model):
         return {'crc32': json.dumps(crc32)}
     adaptation = model.adaptation
@@ -233,10 +175,6 @@ def file_metadata(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     about = {'base': adaptation.base, 'architecture': architecture, 'norms': adaptation.norms}
     about |= {'num_classes': getattr(model, 'num_classes', None), 'crc32': crc32}
     return {ADAPTER: json.dumps(about, separators=(',', ':'))}
-
-
-def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: f'{zlib.crc32(t.flatten().view(torch.uint8).numpy()):08x}' for name, t in sorted(tensors.items())}
 
 
 def weights_file(path: Path) -> Path:

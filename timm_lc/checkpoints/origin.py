@@ -26,10 +26,8 @@ def origin(model: nn.Module, *, is_written_out: bool = False) -> str:
     blocks = [module for module in model.modules() if isinstance(module, ImplicitLCConv2d)]
     if is_adapted(model):
         return _adapters(model, is_written_out)
-    if blocks and not records:
-        return _implicit(blocks)
     if not records:
-        return 'Nothing.'
+        return _implicit(blocks) if blocks else 'Nothing.'
     text = (
         f'The {len(records)} convolutions with kernels larger than 1x1 keep the filters that they began with. '
         '1x1 convolutions, norms, biases and the classifier learned.'

@@ -8,15 +8,9 @@ from pathlib import Path
 
 import torch
 
-from timm_lc.checkpoints.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    open_safetensors,
-    read_checkpoint,
-    train_arguments,
-    weights_file,
-)
+from timm_lc.checkpoints.checkpoint import CONFIG, WEIGHTS, train_arguments, weights_file
 from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.reading import open_safetensors, read_checkpoint
 
 __all__ = ['read_facts', 'read_form', 'read_summary']
 
