@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ['check_count', 'check_module', 'device_of']
+__all__ = ['changeable', 'check_count', 'check_module', 'device_of', 'unwrapped']
+
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def check_count(name: str, value: int) -> int:
@@ -31,6 +34,31 @@ def check_module(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f'`model` must be an nn.Module, got {model!r}')
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network in what `torch.compile`, DataParallel or DistributedDataParallel made of it, else `model`.
+
+    Raises:
+        TypeError: If `model` is not an `nn.Module`.
+    """
+    check_module(model)
+    while isinstance(model, _PARALLEL) or '_orig_mod' in model._modules:
+        model = model.get_submodule('module' if isinstance(model, _PARALLEL) else '_orig_mod')
+    return model
+
+
+def changeable(model: nn.Module) -> nn.Module:
+    """Return the network whose layers a transform changes: its layers' names, from which filters follow, are its own.
+
+    Raises:
+        TypeError: If `model` is not an `nn.Module`.
+        ValueError: If it is in DistributedDataParallel, which has hooks on the parameters that there are.
+    """
+    network = unwrapped(model)
+    if isinstance(model._modules.get('_orig_mod', model), nn.parallel.DistributedDataParallel):
+        raise ValueError('`model` is in DistributedDataParallel, which would not see the change: wrap it afterwards')
+    return network
 
 
 def device_of(device: Any) -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from timm_lc.arguments import check_count, check_module
+from timm_lc.arguments import changeable, check_count
 from timm_lc.filters import ORTHOGONAL, UNIFORM, FilterRecord, check_gain, check_seed, layer_stream
 from timm_lc.layers.adapter import AdaptedConv2d, adapter_shape, check_class
 from timm_lc.layers.frozen import is_frozen, remove_hook
@@ -107,23 +107,23 @@ def add_adapters(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         553832
     """
-    check_module(model)
+    network = changeable(model)
     check_count('rank', rank), check_seed(seed), check_gain(gain)
     if layers not in LAYERS:
         raise ValueError(f'`layers` must be one of {", ".join(map(repr, LAYERS))}, got {layers!r}')
     if filters not in _SETS:
         raise ValueError(f'`filters` must be one of {", ".join(map(repr, _SETS))}, got {filters!r}')
     settings = (rank, seed, layers, norms, float(gain), filters)
-    if is_adapted(model):
-        if filter_fn is None and model.adaptation.settings == settings:
+    if is_adapted(network):
+        if filter_fn is None and network.adaptation.settings == settings:
             return model
-        raise ValueError(f'{type(model).__name__} has adapters already: call remove_adapters first')
+        raise ValueError(f'{type(network).__name__} has adapters already: call remove_adapters first')
     records = {
         name: _record(conv, name, rank, seed, gain, _SETS[filters])
-        for name, conv in _matched(model, layers, filter_fn).items()
+        for name, conv in _matched(network, layers, filter_fn).items()
     }
-    adapt(model, records, norms=norms)
-    model.adaptation.settings = settings if filter_fn is None else None
+    adapt(network, records, norms=norms)
+    network.adaptation.settings = settings if filter_fn is None else None
     return model
 
 
@@ -162,20 +162,20 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has no adapters.
     """
-    check_module(model)
-    if not is_adapted(model):
-        raise ValueError(f'{type(model).__name__} has no adapters')
-    replace_modules(model, {m: m.release() for m in model.modules() if isinstance(m, AdaptedConv2d)})
-    for name, original in model.adaptation.originals.items():
-        _restore(model, name, original)
-    if model.adaptation.num_classes is not None:
-        model.num_classes = model.adaptation.num_classes
-    ties = model.adaptation.ties
-    release_base(model)
+    network = changeable(model)
+    if not is_adapted(network):
+        raise ValueError(f'{type(network).__name__} has no adapters')
+    replace_modules(network, {m: m.release() for m in network.modules() if isinstance(m, AdaptedConv2d)})
+    for name, original in network.adaptation.originals.items():
+        _restore(network, name, original)
+    if network.adaptation.num_classes is not None:
+        network.num_classes = network.adaptation.num_classes
+    ties = network.adaptation.ties
+    release_base(network)
     for first, *others in ties:
         for name in others:
             parent, _, leaf = name.rpartition('.')
-            setattr(model.get_submodule(parent), leaf, model.get_parameter(first))
+            setattr(network.get_submodule(parent), leaf, network.get_parameter(first))
     return model
 
 

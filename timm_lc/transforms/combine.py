@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from timm_lc.arguments import check_count
+from timm_lc.arguments import changeable, check_count
 from timm_lc.filters import check_gain, check_seed
 from timm_lc.layers.frozen import named_record
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -44,7 +44,8 @@ def add_linear_combinations(
         ValueError: If nothing matches, an argument is out of range, a layer has standardised weights, shares its
             filters, or is an LC-Block of another expansion.
     """
-    matched = targets(model, filter_fn)
+    network = changeable(model)
+    matched = targets(network, filter_fn)
     check_count('expansion', expansion)
     check_seed(seed)
     check_gain(gain)
@@ -53,7 +54,7 @@ def add_linear_combinations(
     blocks: dict[nn.Module, nn.Module] = {}
     names = owners(matched)
     for name, conv in matched:
-        if _is_in_block(model, name, conv, expansion):
+        if _is_in_block(network, name, conv, expansion):
             continue
         record = named_record(conv, f'{names[conv]}.spatial', seed, gain, filters, implicit=implicit)
         try:
@@ -63,8 +64,8 @@ def add_linear_combinations(
         except ValueError as error:
             raise ValueError(f'layer `{name}`: {error}') from None
     _tie(blocks, names)
-    replace_modules(model, blocks)
-    settle(model)
+    replace_modules(network, blocks)
+    settle(network)
     return model
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from timm_lc._timm import replace_arguments
-from timm_lc.arguments import check_module
+from timm_lc.arguments import changeable
 from timm_lc.filters import EXPECTED
 from timm_lc.layers.frozen import is_frozen, share_convolution
 from timm_lc.layers.implicit import LINEAR, ImplicitLCConv2d, plain_convolution
@@ -45,11 +45,11 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
         >>> sum(p.numel() for p in model.parameters())
         272474
     """
-    check_module(model)
-    _check(model, optimizer)
+    network = changeable(model)
+    _check(network, optimizer)
     replacements: dict[nn.Module, nn.Module] = {}
     momenta: list[Tensor | None] = []
-    for name, block in list(model.named_modules()):
+    for name, block in list(network.named_modules()):
         if not isinstance(block, LCConv2d):
             continue
         if not is_frozen(block.spatial):
@@ -68,9 +68,9 @@ def to_implicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
         if (momentum := _take_momentum(optimizer, block.pointwise.weight)) is not None:
             momentum = implicit.combined(momentum)
         momenta.append(momentum)
-    _finish(model, optimizer, replacements, momenta)
-    _tell_form(model, {'implicit': True})
-    settle(model)
+    _finish(network, optimizer, replacements, momenta)
+    _tell_form(network, {'implicit': True})
+    settle(network)
     return model
 
 
@@ -89,11 +89,11 @@ def to_explicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             condition number so large that rounding P would change the function, or the optimizer holds more than
             momentum.
     """
-    check_module(model)
-    _check(model, optimizer)
+    network = changeable(model)
+    _check(network, optimizer)
     replacements: dict[nn.Module, nn.Module] = {}
     momenta: list[Tensor | None] = []
-    for name, block in list(model.named_modules()):
+    for name, block in list(network.named_modules()):
         if not isinstance(block, ImplicitLCConv2d):
             continue
         momentum = _take_momentum(optimizer, block.weight)
@@ -103,10 +103,10 @@ def to_explicit(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             raise ValueError(f'layer `{name}`: {error}') from None
         replacements[block] = _explicit(block, weight)
         momenta.append(momentum)
-    _finish(model, optimizer, replacements, momenta)
+    _finish(network, optimizer, replacements, momenta)
     _share([block.spatial for block in replacements.values() if isinstance(block, LCConv2d)])
-    _tell_form(model, {})
-    settle(model)
+    _tell_form(network, {})
+    settle(network)
     return model
 
 

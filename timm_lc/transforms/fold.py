@@ -7,7 +7,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from timm_lc._timm import describe_as, replace_arguments
-from timm_lc.arguments import check_module
+from timm_lc.arguments import unwrapped
 from timm_lc.layers.adapter import AdaptedConv2d
 from timm_lc.layers.frozen import is_frozen, thaw_convolution, unseed_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -39,7 +39,7 @@ def fold(model: nn.Module) -> nn.Module:
         >>> fold(timm.create_model('lc_resnet18')).pretrained_cfg['architecture']
         'resnet18'
     """
-    check_module(model)
+    model = unwrapped(model)
     if pair := next((name for name, module in model.named_modules() if isinstance(module, LCPair)), None):
         raise ValueError(f'layer `{pair}` has an operation between its two convolutions, which then fold into none')
     folded = copy.deepcopy(model)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from timm_lc.arguments import check_module
+from timm_lc.arguments import changeable, check_module
 from timm_lc.filters import (
     KEPT,
     FilterRecord,
@@ -58,7 +58,8 @@ def freeze_spatial(
         >>> sum(p.numel() for p in model.parameters())
         694632
     """
-    matched = targets(model, filter_fn)
+    network = changeable(model)
+    matched = targets(network, filter_fn)
     if seed is not None:
         check_seed(seed)
     check_gain(gain), check_filters(filters)
@@ -76,7 +77,7 @@ def freeze_spatial(
             freeze_convolution(conv, named_record(conv, owner, seed, gain, filters))
         elif not is_frozen(conv) or is_changed(conv):
             freeze_convolution(conv, FilterRecord(filter_shape(conv), filter_set=KEPT))
-    settle(model)
+    settle(network)
     return model
 
 

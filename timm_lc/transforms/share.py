@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from timm_lc.arguments import check_count
+from timm_lc.arguments import changeable, check_count
 from timm_lc.filters import FilterRecord, check_gain, check_seed
 from timm_lc.layers.frozen import filter_shape, share_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d
@@ -41,7 +41,8 @@ def share_weights(
     Raises:
         ValueError: If nothing matches or an argument is out of range.
     """
-    matched = targets(model, filter_fn)
+    network = changeable(model)
+    matched = targets(network, filter_fn)
     for name, conv in matched:
         if isinstance(conv, ImplicitLCConv2d):
             raise ValueError(f'layer `{name}` is an implicit LC-Block: share_weights before to_implicit')
@@ -56,7 +57,7 @@ def share_weights(
     fingerprints = {} if units is None else {record: record.fingerprint_of(units) for record in set(records)}
     for (_, conv), record in zip(matched, records, strict=True):
         share_convolution(conv, record, shared, fingerprints.get(record))
-    settle(model)
+    settle(network)
     return model
 
 
