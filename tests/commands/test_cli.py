@@ -138,6 +138,20 @@ def test_demo_saves_the_images_as_its_accuracy_was_measured(tmp_path, monkeypatc
         assert (tuple(images['input_size']), images['crop_pct']) == ((3, 160, 160), 1.0)
 
 
+@pytest.mark.parametrize('name', ['frozen', 'learnable'])
+def test_demo_leaves_a_run_of_train_alone(name, tmp_path, capsys):
+    write_images(tmp_path / 'images', classes=2, count=2)
+    files = [tmp_path / name / file for file in ('args.yaml', 'model_best.pth.tar')]
+    files[0].parent.mkdir()
+    for path in files:
+        path.touch()
+    with pytest.raises(SystemExit):
+        main(['demo', '--model', 'lc_resnet20_16x1', '--epochs', '1', '--data-dir', str(tmp_path / 'images'),
+              '--output', str(tmp_path)])  # fmt: skip
+    assert f'{name} holds a run of train.py' in ' '.join(capsys.readouterr().err.split())
+    assert all(path.exists() for path in files)
+
+
 def test_digits_are_split_once_and_for_all():
     train, held_out = Digits(train=True), Digits(train=False)
     assert (len(train), len(held_out)) == (1347, 450)

@@ -184,3 +184,16 @@ def test_a_network_without_pointwise_convolutions(tmp_path, capsys):
     folder = save_pretrained(timm.create_model('test_vit'), tmp_path / 'vit')
     argv = [str(folder), '--amount', '0.5', '--output', str(tmp_path / 'out')]
     assert 'VisionTransformer has no pointwise convolution to prune' in refuse(argv, capsys)
+
+
+@pytest.mark.parametrize('command', [['prune', '--amount', '0.5'], ['export', '--to', 'folded']])
+def test_the_folder_of_a_run_takes_no_other_network(command, model, tmp_path, capsys):
+    run = tmp_path / 'run'
+    run.mkdir()
+    torch.save({'state_dict': model.state_dict()}, run / 'last.pth.tar')
+    kwargs = ['--model', 'lc_resnet20_16x4', '--model-kwargs', 'num_classes=3', 'share_weights=True', 'recycle=16']
+    with pytest.raises(SystemExit) as exit_info:
+        main([command[0], str(run), *command[1:], '--output', str(run), *kwargs])
+    assert exit_info.value.code == 2
+    assert re.search(r'`--output` is the folder of .*last\.pth\.tar', ' '.join(capsys.readouterr().err.split()))
+    assert [path.name for path in run.iterdir()] == ['last.pth.tar']

@@ -48,3 +48,13 @@ def test_whole_weights_and_files_of_other_kinds_have_no_form(tmp_path):
     assert read_form(timm_lc.save_pretrained(model, tmp_path)) == (False, None)
     torch.save(model.half().state_dict(), tmp_path / 'half.pth')
     assert read_form(tmp_path / 'half.pth') == (False, None)
+
+
+@pytest.mark.parametrize('options', [['user/name'], ['user/other', '--plain-repo', 'user/name']])
+def test_a_dry_run_does_not_replace_its_source(options, tmp_path, capsys):
+    source = timm_lc.save_pretrained(timm.create_model('lc_resnet20_16x1'), tmp_path / 'user/name')
+    before = (source / 'model.safetensors').read_bytes()
+    with pytest.raises(SystemExit):
+        main(['push', str(source), *options, '--dry-run', '--output', str(tmp_path), '--dtype', 'float16'])
+    assert '`--output` is the checkpoint itself' in capsys.readouterr().err
+    assert (source / 'model.safetensors').read_bytes() == before

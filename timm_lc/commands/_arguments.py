@@ -109,11 +109,14 @@ def load_checkpoint(args: argparse.Namespace) -> Any:
 
 
 def refuse_to_replace(checkpoint: Path, weights: Path) -> None:
-    """Refuse to write `weights` where `checkpoint` has its own."""
-    from timm_lc.checkpoints.checkpoint import weights_file
+    """Refuse to write `weights` where `checkpoint` has its own, or where they would be taken for the checkpoint."""
+    from timm_lc.checkpoints.checkpoint import WEIGHTS, weights_file
 
-    if weights_file(checkpoint).resolve() == weights.resolve():
+    own = weights_file(checkpoint)
+    if own.resolve() == weights.resolve():
         raise ValueError('`--output` is the checkpoint itself, which would be replaced: give another')
+    if weights.name == WEIGHTS and own.parent.resolve() == weights.parent.resolve():
+        raise ValueError(f'`--output` is the folder of {own}, in whose place {WEIGHTS} would be read: give another')
 
 
 def storage_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkpoint, storage_of
+from timm_lc.commands._arguments import add_checkpoint, add_storage, load_checkpoint, refuse_to_replace, storage_of
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.output is not None and not args.dry_run:
         raise ValueError(f'`--output` is of `--dry-run`: a push writes no folder, got {args.output}')
+    if args.dry_run:
+        _refuse_to_replace(args)
     model = load_checkpoint(args)
     what = {
         'plain': args.plain,
@@ -68,3 +70,13 @@ def run(args: argparse.Namespace) -> None:
         print('the card names no data set: `--dataset USER/NAME`, its id on the Hub, would', file=sys.stderr)
     if not facts.license:
         print('the card claims no licence: `--license ID`, such as apache-2.0 or cc-by-4.0, would', file=sys.stderr)
+
+
+def _refuse_to_replace(args: argparse.Namespace) -> None:
+    """Refuse to write a dry run's repositories over the checkpoint."""
+    from timm_lc.checkpoints.checkpoint import WEIGHTS
+    from timm_lc.checkpoints.hub import PLAIN
+
+    output = args.output or DRY_RUN
+    for folder in (args.repo_id, Path(args.repo_id, PLAIN), args.plain_repo or args.repo_id):
+        refuse_to_replace(args.checkpoint, output / folder / WEIGHTS)

@@ -60,10 +60,13 @@ def demonstrate(model: str, *, epochs: int, seed: int, data_dir: Path | None, ou
         output: Folder for the checkpoints.
 
     Raises:
-        ValueError: If `epochs` is not positive or the data directory is of no use.
+        ValueError: If `epochs` is not positive, the data directory is of no use, or `output` holds runs of train.py.
     """
     check_count('epochs', epochs)
     check_seed(seed)
+    for name in ('frozen', 'learnable'):
+        if (output / name / 'args.yaml').exists():
+            raise ValueError(f'`--output` {output}: {output / name} holds a run of train.py: give another')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     data = _loaders(model, data_dir, device)
     results = []
