@@ -489,3 +489,11 @@ def test_class_whose_name_is_no_text_is_refused_before_training(tree):
     root = tree(classes=('cat', os.fsdecode(b'd\xffg')))
     with pytest.raises(ValueError, match=r"the name of the folder b'.*/train/d\\xffg' must be UTF-8"):
         load_images(str(root))
+
+
+@pytest.mark.parametrize('limit', [None, 8])
+def test_the_command_on_a_card_tells_the_limit(tree, tmp_path, limit):
+    images = load_images(str(tree(sizes=((8, 8),) * 8)), limit=limit)
+    train(Run('lc_resnet_cifar', KWARGS, recipe=Recipe(epochs=1, batch_size=8)), images, tmp_path / 'run', CPU)
+    (command,) = (x for x in (tmp_path / 'run/README.md').read_text().splitlines() if x.startswith('timm-lc cifar'))
+    assert command.partition(' --limit ')[2].partition(' ')[0] == ('8' if limit else '')

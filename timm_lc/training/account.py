@@ -27,17 +27,19 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def run_facts(run: Run, data: str, metrics: Mapping[str, Any]) -> Facts:
+def run_facts(run: Run, data: str, metrics: Mapping[str, Any], limit: int | None = None) -> Facts:
     """Return what config and card say of a finished run, and the command that trains it again.
 
     Args:
         run: What was trained.
         data: Name of the images.
         metrics: Its last line of metrics.
+        limit: Images of each split that were taken; None is all.
     """
     recipe = run.recipe
     options: dict[str, Any] = {'model': run.model, 'data': data, 'epochs': recipe.epochs, 'seed': run.seed}
     options |= {'batch-size': recipe.batch_size, 'lr': recipe.lr} | ({'l1': recipe.l1} if recipe.l1 else {})
+    options |= {} if limit is None else {'limit': limit}
     parts = [text for key, value in options.items() for text in (f'--{key}', str(value))]
     if run.model_kwargs:
         parts += ['--model-kwargs', *(f'{key}={value}' for key, value in run.model_kwargs.items())]

@@ -39,6 +39,7 @@ class Images:
         validation: (M, C, H, W), uint8.
         validation_labels: (M,), int64.
         augmented: Whether training pads, crops and mirrors them.
+        limit: Images of each split that were taken of a larger set; None is all.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Images:
     validation: Tensor
     validation_labels: Tensor
     augmented: bool = True
+    limit: int | None = None
 
     @functools.cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ class Images:
         """Return the set with `change` applied to each tensor, such as a move to a device."""
         tensors = (self.train, self.train_labels, self.validation, self.validation_labels)
         changed = Images(self.name, self.classes, *map(change, tensors))
-        return dataclasses.replace(changed, augmented=self.augmented)
+        return dataclasses.replace(changed, augmented=self.augmented, limit=self.limit)
 
 
 def load_images(source: str, root: str | Path = 'data', limit: int | None = None) -> Images:
@@ -220,4 +222,5 @@ def _pixels(image: Image.Image) -> Tensor:
 
 def _thin(images: Images, limit: int) -> Images:
     check_count('limit', limit)
-    return images.map(lambda tensor: tensor[torch.linspace(0, len(tensor) - 1, min(limit, len(tensor))).round().long()])
+    thin = images.map(lambda tensor: tensor[torch.linspace(0, len(tensor) - 1, min(limit, len(tensor))).round().long()])
+    return dataclasses.replace(thin, limit=limit)

@@ -96,7 +96,7 @@ def train(
             _train_epochs(model, optimizer, run, images, directory, speed, start, deadline)
     last = read_lines(directory / METRICS)[-1]
     name_classes(model, images.classes)
-    save_pretrained(model, directory, facts=run_facts(run, images.name, last))
+    save_pretrained(model, directory, facts=run_facts(run, images.name, last, images.limit))
     return float(last['accuracy'])
 
 
