@@ -9,6 +9,8 @@ import torch
 
 from timm_lc import prune_pointwise, save_pretrained
 from timm_lc.checkpoints.checkpoint import load_model
+from timm_lc.checkpoints.facts import Facts
+from timm_lc.checkpoints.train_run import read_facts
 from timm_lc.cli import main
 
 
@@ -197,3 +199,10 @@ def test_the_folder_of_a_run_takes_no_other_network(command, model, tmp_path, ca
     assert exit_info.value.code == 2
     assert re.search(r'`--output` is the folder of .*last\.pth\.tar', ' '.join(capsys.readouterr().err.split()))
     assert [path.name for path in run.iterdir()] == ['last.pth.tar']
+
+
+def test_the_pruned_folder_tells_the_training_but_not_its_result(model, tmp_path):
+    told = Facts({'dataset': 'digits', 'lr': 0.1}, {'eval_top1': 98.0}, 'a/b', 'cc0-1.0', 'timm-lc cifar')
+    source = save_pretrained(model, tmp_path / 'source', facts=told)
+    assert main(['prune', str(source), '--amount', '0.5', '--output', str(tmp_path / 'out')]) == 0
+    assert read_facts(tmp_path / 'out') == Facts(told.arguments, {}, 'a/b', 'cc0-1.0', 'timm-lc cifar')

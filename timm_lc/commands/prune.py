@@ -1,6 +1,7 @@
 """`timm-lc prune`: zeros in the pointwise weights of a checkpoint (section 4.3, figure 19)."""
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     """Prune a checkpoint and save it, measure it pruned by several shares, or both; print what came of it."""
     import torch
 
+    from timm_lc.checkpoints.train_run import read_facts
     from timm_lc.transforms.prune import check_amount
 
     if args.amount is None and args.amounts is None:
@@ -71,7 +73,9 @@ def run(args: argparse.Namespace) -> None:
         loader = folder_loader(model, args.data_dir, args.batch_size, args.limit)
         _measure(model, loader, args.amount, args.amounts or [], weights)
     if args.amount is not None:
-        _save_pruned(model, args.amount, weights, dense=args.dense, dtype=getattr(torch, args.dtype))
+        facts = dataclasses.replace(read_facts(args.checkpoint), metrics={})  # measured before it was pruned
+        dtype = getattr(torch, args.dtype)
+        _save_pruned(model, args.amount, weights, facts, dense=args.dense, dtype=dtype)
 
 
 def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float], weights: Path) -> None:
@@ -97,7 +101,7 @@ def _measure(model: Any, loader: Any, amount: float | None, amounts: list[float]
         print('\n'.join(map(str, write_sweep(points, stem, **about))))
 
 
-def _save_pruned(model: Any, amount: float, weights: Path, *, dense: bool, dtype: Any) -> None:
+def _save_pruned(model: Any, amount: float, weights: Path, facts: Any, *, dense: bool, dtype: Any) -> None:
     """Prune `model` in place, print what is left of each layer, and save it."""
     from timm_lc.analysis.counting import count_parameters
     from timm_lc.naming import has_lc_name
@@ -114,7 +118,7 @@ def _save_pruned(model: Any, amount: float, weights: Path, *, dense: bool, dtype
     counts = count_parameters(model)
     print(f'\nparameters: {counts.learnable:,} learnable, {counts.total:,} total, {counts.nonzero:,} non-zero')
     sparse = not dense and has_lc_name(model)
-    after = _write(model, weights, sparse=sparse, dtype=dtype).stat().st_size
+    after = _write(model, weights, sparse=sparse, dtype=dtype, facts=facts).stat().st_size
     form = 'sparse' if sparse else 'dense' if dense else 'dense, as stock networks load no other form'
     print(f'bytes: {before:,} before, {after:,} after ({form}, {str(dtype).removeprefix("torch.")}): {weights}')
 
