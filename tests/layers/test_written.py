@@ -398,4 +398,6 @@ def test_threads_read_and_run_one_network(build):
             found = list(pool.map(run, range(60)))
     finally:
         sys.setswitchinterval(interval)
-    assert all(torch.equal(outputs, expected) for outputs in found)
+    # an LC-Block scales a lent weight before the product with P, its slice after it
+    for logits in found:
+        torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-7)

@@ -97,7 +97,7 @@ def test_a_recipe_that_is_not_told_is_not_judged(tmp_path):
 
 def test_a_point_with_a_rate_of_its_own_is_of_the_recipe():
     lines = [line('plain', x, 80.0, facet='E = 8', lr=lr) for x, lr in (('recipe', 0.01), ('lr 0.1', 0.1))]
-    assert section('theory3', *lines).verdict == ('no number to compare', 'the paper prints no number of it')
+    assert section('theory3', *lines).verdict == ('no number to compare', 'an experiment of ours')
     lines[1].run['recipe']['lr'] = 0.3
     assert section('theory3', *lines).verdict.reason == "not the paper's recipe: 75 epochs at learning rate 0.3"
 

@@ -190,8 +190,9 @@ class LCConv2d(nn.Module):
             if is_shared(self.spatial) and not torch.compiler.is_compiling():
                 settle_lent(self.spatial.shared)
         if hasattr(self.spatial, 'shared'):
-            if self.spatial.lent is not None:
-                return combine(self.pointwise.weight, self.spatial.lent, self.groups)
+            lent = self.spatial.lent  # once: another thread may take it back
+            if lent is not None:
+                return combine(self.pointwise.weight, lent, self.groups)
             k_h, k_w = self.kernel_size
             shape = [self.expansion * self.out_channels, self.in_channels // self.groups, k_h, k_w]
             vector, scale = self.spatial.shared.vector, self.spatial.filter_scale
