@@ -13,7 +13,6 @@ from pathlib import Path
 import timm
 import torch
 
-import timm_lc  # noqa: F401  registers the lc_ names
 from timm_lc.analysis.timing import interleave, quartiles, timed_step
 from timm_lc.training.trainer import describe_device, versions
 

@@ -31,7 +31,8 @@ from torch import nn
 import timm_lc
 from timm_lc import fold, freeze_spatial, save_pretrained, share_weights
 from timm_lc.checkpoints import checkpoint
-from timm_lc.checkpoints.checkpoint import load_model, read_checkpoint
+from timm_lc.checkpoints.checkpoint import load_model
+from timm_lc.checkpoints.reading import read_checkpoint
 from timm_lc.layers.frozen import is_frozen
 from timm_lc.paper.catalogue import EXPERIMENTS
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import timm_lc
-from timm_lc.checkpoints.checkpoint import load_model, read_checkpoint
+from timm_lc.checkpoints.checkpoint import load_model
+from timm_lc.checkpoints.reading import read_checkpoint
 from timm_lc.cli import main
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'frozen'

@@ -37,7 +37,7 @@ from timm_lc.transforms.adapt import is_adapted, learned_norms
 from timm_lc.transforms.fingerprint import FINGERPRINT
 
 __all__ = [
-    'file_metadata', 'is_foreign_card', 'load_model', 'read_checkpoint', 'save_pretrained', 'stored_tensors',
+    'file_metadata', 'is_foreign_card', 'load_model', 'save_pretrained', 'stored_tensors',
     'stored_weights', 'train_arguments', 'weights_file',
 ]  # fmt: skip
 

@@ -139,3 +139,8 @@ class Experiment:
     printed: tuple[Printed, ...] = ()
     says: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is none of the paper's."""
+        return self.id.startswith('theory')

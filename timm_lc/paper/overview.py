@@ -11,20 +11,19 @@ from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Point
 from timm_lc.paper.printed_second import BY_DATA, HOURS
 from timm_lc.paper.results import Line, collect
 from timm_lc.paper.sections import Section
-from timm_lc.paper.verdicts import AGREES, DIFFERS, MISSING, OPEN, SHORT, UNCLEAR, is_short
+from timm_lc.paper.verdicts import AGREES, DIFFERS, MISSING, OPEN, SHORT, UNCLEAR, shortfall
 
 __all__ = ['answer', 'headline', 'hours', 'untimed', 'verdicts']
 
 _HEADLINES = ('v2-fig4a', 'fig1')
-_BLOCKS, _THEORY = re.compile(r'_\d+x\d+$'), 'experiments of ours'
-# `theory...` are experiments of ours
-_PAPER = {name: experiment for name, experiment in EXPERIMENTS.items() if not name.startswith('theory')}
+_BLOCKS, _OURS = re.compile(r'_\d+x\d+$'), 'experiments of ours'
+_PAPER = {name: experiment for name, experiment in EXPERIMENTS.items() if not experiment.is_ours}
 
 
 def headline(sections: Sequence[Section]) -> Section | None:
     """Return the section whose figure stands on the first screen: accuracy over the expansion, the longest trained."""
     known = [each for name in _HEADLINES for each in sections if each.experiment.id == name and each.figure is not None]
-    return min(known, key=lambda each: (is_short(each.experiment, each.lines) != '', not each.findings), default=None)
+    return min(known, key=lambda each: (shortfall(each.experiment, each.lines) != '', not each.findings), default=None)
 
 
 def answer(sections: Sequence[Section]) -> list[str]:
@@ -37,7 +36,7 @@ def answer(sections: Sequence[Section]) -> list[str]:
     lines = [_numbers(sections), f'{judged}Of {words.total()} figures and tables of both versions: {counts}.']
     shown = headline(sections)
     if shown is not None and shown.findings:
-        short = is_short(shown.experiment, shown.lines)
+        short = shortfall(shown.experiment, shown.lines)
         says = '; '.join(shown.experiment.says)
         lines.append(
             f'{"After " + short if short else "At full length"}, {"; ".join(shown.findings)}. The paper, {says}.'
@@ -69,15 +68,14 @@ def hours(results: Mapping[str, Sequence[Line]]) -> list[list[str]]:
     for name, line in runs.values():
         ours[_category(name, line)] += line.where['seconds'] / 3600
     rows = [['', 'the paper (version 2, table 4), hours of an A100', f'ours, {", ".join(devices)}']]
-    rows += [[name, f'{HOURS[name]:,.1f}' if name in HOURS else '', _hours(ours[name])] for name in (*HOURS, _THEORY)]
+    rows += [[name, f'{HOURS[name]:,.1f}' if name in HOURS else '', _hours(ours[name])] for name in (*HOURS, _OURS)]
     return rows if runs else [row[:2] for row in rows[:-1]]
 
 
 def untimed(results: Mapping[str, Sequence[Line]]) -> int:
     """Return the number of runs whose time no result tells."""
-    return len({_content(line) for _, line in _trained(results)}) - len(
-        {_content(line) for _, line in _trained(results) if 'seconds' in line.where}
-    )
+    trained = [line for _, line in _trained(results)]
+    return len({_content(line) for line in trained} - {_content(line) for line in trained if 'seconds' in line.where})
 
 
 def _trained(results: Mapping[str, Sequence[Line]]) -> list[tuple[str, Line]]:
@@ -98,7 +96,7 @@ def _numbers(sections: Sequence[Section]) -> str:
         f'{name} {mean:.2f} ± {std:.2f}' for name, (mean, std) in zip(names, BY_DATA['CIFAR-10'], strict=True)
     )
     about = f'The paper (version 2, table 1), CIFAR-10, 75 epochs, E = 128: {paper} %.'
-    if section is None or is_short(section.experiment, section.lines):
+    if section is None or shortfall(section.experiment, section.lines):
         return f"{about} Ours: no run of the paper's whole recipe is finished, so whether this reproduces is open."
     cells = collect(section.experiment, section.lines)
     found = {name: cells.get(Point('', name, 128), {}).get('accuracy', {}) for name in names}
@@ -119,7 +117,7 @@ def _content(line: Line) -> str:
 def _category(name: str, line: Line) -> str:
     """Return the row of table 4 that a run belongs to, or that of experiments of ours."""
     if name not in _PAPER:
-        return _THEORY
+        return _OURS
     data: dict[str, Any] = {'cifar100': 'CIFAR-100', 'svhn': 'SVHN', 'fashion_mnist': 'Fashion-MNIST'}
     kind = (
         'LC-Blocks' if _BLOCKS.search(line.run['model']) or line.run['model_kwargs'].get('expansion') else 'baselines'

@@ -1,6 +1,7 @@
 """Which training runs experiments need, which of them there are, and how long the others would take."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,8 +195,13 @@ def list_runs(experiments: Sequence[Experiment], options: Options) -> Iterator[s
 def _train_images(options: Options, data: str = '') -> int:
     """Return the number of training images of a data set, or of that of the options, not reading them."""
     data = data or options.data
-    count = TRAIN_IMAGES.get(data) or sum(path.is_file() for path in Path(data, 'train').glob('*/*'))
+    count = TRAIN_IMAGES.get(data) or _files(data)
     return min(count, options.limit or count)
+
+
+@functools.cache  # once for the lines of a queue
+def _files(data: str) -> int:
+    return sum(path.is_file() for path in Path(data, 'train').glob('*/*'))
 
 
 def _estimator(options: Options) -> Estimator:

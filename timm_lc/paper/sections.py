@@ -12,7 +12,7 @@ from timm_lc.paper.plots import save
 from timm_lc.paper.repeating import how_to_repeat
 from timm_lc.paper.results import Line, collect, settings
 from timm_lc.paper.tables import markdown, table
-from timm_lc.paper.verdicts import Verdict, findings, incomparable, is_short, verdict_of
+from timm_lc.paper.verdicts import Verdict, findings, incomparable, shortfall, verdict_of
 from timm_lc.training.files import write_text
 from timm_lc.training.recipe import Recipe
 
@@ -53,7 +53,7 @@ class Section:
     @property
     def heading(self) -> str:
         """Its title, with what its runs fall short of."""
-        short = is_short(self.experiment, self.lines)
+        short = shortfall(self.experiment, self.lines)
         return f'{self.title} ({short})' if short else self.title
 
     @property
@@ -68,7 +68,7 @@ class Section:
         places = '; '.join(dict.fromkeys(printed.place for printed in self.experiment.printed))
         said = [f"The paper's numbers: {places}."] if places and self.rows else []
         said += [f'The paper, {text}.' for text in self.experiment.says]
-        short = is_short(self.experiment, self.lines)
+        short = shortfall(self.experiment, self.lines)
         said += [f'Ours{f" after {short}" if short else ""}: {"; ".join(self.findings)}.'] if self.findings else []
         left_out = [f'{self.hidden} results of other recipes or images are not shown here.'] if self.hidden else []
         return [*said, *self.experiment.notes, *_form(self.lines), *left_out]
@@ -85,7 +85,7 @@ def sections_of(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
     section = make_section(experiment, lines, longest)
     shown = {line.point for line in section.lines if line.is_trained}
     more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]
-    if not more or is_short(experiment, section.lines):
+    if not more or shortfall(experiment, section.lines):
         return [section]
     return [section, make_section(experiment, lines, min(more, key=shorter.index), f'{experiment.id}-short')]
 

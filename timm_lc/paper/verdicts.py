@@ -15,7 +15,7 @@ from timm_lc.paper.tables import differences
 from timm_lc.training.recipe import Recipe
 
 __all__ = [
-    'AGREES', 'DIFFERS', 'MISSING', 'OPEN', 'SHORT', 'UNCLEAR', 'Verdict', 'findings', 'incomparable', 'is_short',
+    'AGREES', 'DIFFERS', 'MISSING', 'OPEN', 'SHORT', 'UNCLEAR', 'Verdict', 'findings', 'incomparable', 'shortfall',
     'verdict_of',
 ]  # fmt: skip
 
@@ -66,12 +66,11 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
     if not lines:
         return Verdict(MISSING, 'no run of ours')
     if _length(experiment, lines):
-        return Verdict(SHORT, is_short(experiment, lines))
-    if other := is_short(experiment, lines):
+        return Verdict(SHORT, shortfall(experiment, lines))
+    if other := shortfall(experiment, lines):
         return Verdict(OPEN, f"not the paper's recipe: {other}")
     if not experiment.printed:
-        is_ours = experiment.id.startswith('theory')
-        return Verdict(OPEN, 'an experiment of ours' if is_ours else 'the paper prints no number of it')
+        return Verdict(OPEN, 'an experiment of ours' if experiment.is_ours else 'the paper prints no number of it')
     others = sorted({line.run['data'] for line in lines if _has_other_images(experiment, line)})
     compared = _compared(experiment, cells, incomparable(experiment, lines), images=not others)
     if not compared and others:
@@ -163,7 +162,7 @@ def incomparable(experiment: Experiment, lines: Sequence[Line]) -> set[str]:
     Of short runs none compares, nor does a difference, whose key is `GAP`.
     """
     keys = {key for line in lines if _has_other_images(experiment, line) for key in line.values}
-    if is_short(experiment, lines):
+    if shortfall(experiment, lines):
         keys |= {GAP, *(key for line in lines if line.is_trained for key in line.values)}
     if 'timing' in experiment.untrained:
         keys |= {key for line in lines for key in line.values} - {'checkpoint'}
@@ -175,7 +174,7 @@ def _has_other_images(experiment: Experiment, line: Line) -> bool:
     return line.is_trained and not experiment.by_train_script and line.run['data'] != (experiment.data or 'cifar10')
 
 
-def is_short(experiment: Experiment, lines: Sequence[Line]) -> str:
+def shortfall(experiment: Experiment, lines: Sequence[Line]) -> str:
     """Return in what runs fall short of the paper's training, or are of another recipe, '' if in nothing."""
     length = _length(experiment, lines)
     other = {name: value for line in lines for name, value in departures(experiment, line).items()}
@@ -236,9 +235,10 @@ def _measured(experiment: Experiment, cells: Cells, facet: str) -> list[Any]:
 def _ahead(experiment: Experiment, other: str, gaps: dict[Any, list[float]]) -> str:
     intervals = {x: paired_interval(gap) for x, gap in gaps.items()}
     axis = experiment.x_label.split()[-1]
-    if len(gaps) == 1 or None in intervals.values():
+    single = None in intervals.values()
+    if single or len(gaps) == 1:
         each = ', '.join(f'{mean_and_std(gap)[0]:+.2f} at {axis} = {x}' for x, gap in gaps.items())
-        return f'frozen random less {other} is {each}' + (' (one run each)' if None in intervals.values() else '')
+        return f'frozen random less {other} is {each}' + (' (one run each)' if single else '')
     behind = [index for index, interval in enumerate(intervals.values()) if interval and interval[0] <= 0]
     ahead = [*gaps][behind[-1] + 1 :] if behind else [*gaps]
     where = f'from {axis} = {ahead[0]} on' if ahead else f'nowhere up to {axis} = {[*gaps][-1]}'

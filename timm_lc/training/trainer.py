@@ -24,7 +24,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from timm_lc._timm import describe_images
-from timm_lc.checkpoints.checkpoint import WEIGHTS, read_checkpoint, save_pretrained
+from timm_lc.checkpoints.checkpoint import WEIGHTS, save_pretrained
+from timm_lc.checkpoints.reading import read_checkpoint
 from timm_lc.naming import name_classes
 from timm_lc.training.account import differences, run_facts
 from timm_lc.training.data import Images, augment
