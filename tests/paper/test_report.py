@@ -121,6 +121,9 @@ def test_ours_stands_beside_the_papers(pages):
 def test_html_holds_all_it_shows(pages):
     page = Reader(pages[1])
     assert page.tags.count('svg') == 3
+    assert {'text', 'path'} <= set(page.tags)
+    assert not {'metadata', 'rdf:rdf'} & set(page.tags)
+    assert 'font-family' not in pages[1]  # figures are in the font of the page
     assert 'img' not in page.tags
     for link in page.links:
         assert link.startswith(('#', 'data:')), link[:80]

@@ -216,14 +216,15 @@ def save(figure: Any, path: Path) -> None:
 
 
 def svg(figure: Any) -> str:
-    """Return a figure as an SVG element, to stand in a page, its paths in tenths of a point."""
+    """Return a figure as an SVG element, to stand in a page: in that page's font, its paths in tenths of a point."""
     import matplotlib as mpl
 
     text = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(text, format='svg', bbox_inches='tight', metadata={'Date': None})
     element = text.getvalue()[text.getvalue().index('<svg') :]
-    return re.sub(' d="[^"]*"', lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]).replace('\n', ''), element)
+    short = re.sub(' d="[^"]*"', lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]).replace('\n', ''), element)
+    return re.sub(r'<metadata>.*?</metadata>|font-family: [^;"]*(; )?|(?<=>)\s+(?=<)', '', short, flags=re.DOTALL)
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float], layout: Any = 'constrained') -> tuple[Any, Any]:
