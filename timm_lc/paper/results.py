@@ -159,7 +159,7 @@ def setting_of(run: dict[str, Any]) -> str:
 
 
 def settings(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
-    """Return the settings of trained lines: most epochs first, then most lines, then most images.
+    """Return the settings of trained lines: most epochs first, then most images, then most lines.
 
     Those of another recipe than the paper's are left out, all but the first if there are no others.
     """
@@ -168,7 +168,7 @@ def settings(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
 
     def rank(setting: str) -> tuple[float, ...]:
         content = json.loads(setting)
-        return content['epochs'], found.count(setting), content['limit'] or math.inf
+        return content['epochs'], content['limit'] or math.inf, found.count(setting)
 
     ranked = sorted(set(found), key=rank, reverse=True)
     departing = {line.setting for line in trained if departures(experiment, line)}
