@@ -177,6 +177,24 @@ def test_findings_say_where_ours_crosses():
     ]
 
 
+def test_each_two_series_are_compared():
+    lines = [line('frozen random', 8, 86.0), line('learnable', 8, 85.0), line('plain', 8, 87.5)]
+    assert list(section('v2-fig4a', *lines).findings) == [
+        'frozen random less learnable is +1.00 at E = 8',
+        'frozen random less plain is -1.50 at E = 8',
+        'learnable less plain is -2.50 at E = 8',
+    ]
+
+
+def test_the_plain_network_makes_no_row_where_another_tells_it():
+    everywhere = [line('plain', x, 87.5) for x in (1, 2, 4, 8, 128)]
+    rows = section('v2-fig4a', *everywhere, line('frozen random', 8, 86.0)).rows
+    assert [row[0] for row in rows[1:]] == ['8', '128']  # the paper's numbers are of 128
+    assert [row[rows[0].index('plain')] for row in rows[1:]] == ['87.50', '87.50']
+    alone = section('fig6', *(line('plain', x, 0.8, key='entropy_normalized') for x in (1, 2)))
+    assert [row[0] for row in alone.rows[1:]] == ['1', '2']
+
+
 def test_findings_are_of_the_measured_numbers():
     lines = [line('', name, value) for name, value in (('0', 74.0), ('5e-05', 76.5), ('0.001', 47.0))]
     assert list(section('fig18', *lines).findings) == ['against 0: +2.50 at 5e-05, -27.00 at 0.001']

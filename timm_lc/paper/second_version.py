@@ -54,8 +54,8 @@ OVER_E = (*BY_EXPANSION, *flat(map(_beyond, BEYOND)))
 PLAIN_PRINTED = tuple(
     Printed('version 2, figure 4', PLAIN, e, 91.60, std=0.23) for e in (*EXPANSIONS, *BEYOND) if e != 128
 )
-ENTROPY = (
-    'version 2, figures 5, 10 and 11: in the last layer the plain network is low, the learnable one lower, and frozen '
+LAST_LAYER = (
+    'version 2, figures 5 and 11: in the last layer the plain network is low, the learnable one lower, and frozen '
     'random above both'
 )
 
@@ -86,7 +86,7 @@ SECOND_VERSION = (
             Value('entropy_normalized', 'first layer, normalized variance entropy', digits=3),
             Value('entropy_last_normalized', 'last layer, normalized variance entropy', digits=3),
         ),
-        measures=('entropy_normalized', 'entropy_last_normalized'), says=(ENTROPY,),
+        measures=('entropy_normalized', 'entropy_last_normalized'), says=(LAST_LAYER,),
     ),
     Experiment(
         'v2-fig6a', 'Accuracy over the width, E = 1',
@@ -107,9 +107,11 @@ SECOND_VERSION = (
     *(
         Experiment(
             name, f'Variance entropy of the {layer} layer for larger kernels', variants=BY_KERNEL,
-            x_label=EXPANSION, values=(Value(key, 'variance entropy', digits=3),), measures=(key,), says=(ENTROPY,),
+            x_label=EXPANSION, values=(Value(key, 'variance entropy', digits=3),), measures=(key,), says=says,
         )
-        for name, layer, key in (('v2-fig10', 'first', 'entropy'), ('v2-fig11', 'last', 'entropy_last'))
+        for name, layer, key, says in (
+            ('v2-fig10', 'first', 'entropy', ()), ('v2-fig11', 'last', 'entropy_last', (LAST_LAYER,)),
+        )
     ),
     *map(_of_data, BY_DATA),
     Experiment(

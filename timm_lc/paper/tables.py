@@ -1,11 +1,12 @@
 """An experiment as a Markdown table: ours beside the paper's, the deviation, intervals of paired differences."""
 
+import dataclasses
 import math
 from collections.abc import Container, Sequence
 from typing import Any
 
 from timm_lc.analysis.intervals import mean_and_std, paired_interval
-from timm_lc.paper.experiment import GAP, Experiment, Point, Printed, Value
+from timm_lc.paper.experiment import GAP, Experiment, Point, Printed, Value, Variant
 from timm_lc.paper.results import Cells
 
 __all__ = ['differences', 'markdown', 'series_of', 'table']
@@ -41,9 +42,25 @@ def _without_empty_columns(table: list[list[str]]) -> list[list[str]]:
 
 
 def _points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:
-    """Return, in the experiment's order, each (facet, x) that has a value of ours or of the paper's."""
-    known = {(point.facet, point.x) for point in cells} | {(printed.facet, printed.x) for printed in experiment.printed}
+    """Return, in the experiment's order, each (facet, x) that has a value of ours or of the paper's.
+
+    A network that is the same at each place, as plain over E, makes rows only where no other row tells its value.
+    """
+    valued: list[Point | Printed] = [*cells, *experiment.printed]
+    same = _constant(experiment)
+    known = {(each.facet, each.x) for each in valued if (each.facet, each.series) not in same}
+    for constant in same:
+        ours = {(point.facet, point.x) for point in cells if (point.facet, point.series) == constant}
+        known |= set() if ours & known else ours
     return list(dict.fromkeys((v.facet, v.x) for v in experiment.variants if (v.facet, v.x) in known))
+
+
+def _constant(experiment: Experiment) -> set[tuple[str, str]]:
+    """Return (facet, series) of what is one network at several places."""
+    networks: dict[tuple[str, str], list[Variant]] = {}
+    for variant in experiment.variants:
+        networks.setdefault((variant.facet, variant.series), []).append(dataclasses.replace(variant, x=0))
+    return {key for key, (first, *others) in networks.items() if others and all(other == first for other in others)}
 
 
 def series_of(experiment: Experiment) -> list[str]:

@@ -106,7 +106,7 @@ THEORY = (
         ),
     ),
     Experiment(
-        'theory7', 'Reach, condition and the gap to learnable filters and to none, over the kernel size',
+        'theory7', 'The gap to learnable filters and to none, over the kernel size',
         variants=flat(_by_kernel(e, k) for k in KERNELS for e in (8, 32, 128)),
         x_label=EXPANSION, pair=(FROZEN, EXPECTED), kind='', log=False,
         notes=(

@@ -213,36 +213,32 @@ def _facets(experiment: Experiment, cells: Cells) -> list[str]:
 
 
 def _crossing(experiment: Experiment, cells: Cells) -> list[str]:
-    """Say from where on frozen random is ahead of learnable and of plain, or by how much where single runs tell."""
+    """Say of each two series from where on the first is ahead, or by how much where single runs tell."""
     found = []
     for facet in _facets(experiment, cells):
         for value in experiment.values:
             title = [part for part in (facet, value.title if len(experiment.values) > 1 else '') if part]
-            for other in (LEARNABLE, PLAIN):
-                pair = dataclasses.replace(experiment, pair=(FROZEN, other))
-                gaps = {x: differences(pair, cells, facet, x, value.key) for x in _measured(experiment, cells, facet)}
+            for first, other in ((FROZEN, LEARNABLE), (FROZEN, PLAIN), (LEARNABLE, PLAIN)):
+                pair = dataclasses.replace(experiment, pair=(first, other))
+                places = [*_means(experiment, cells, first, facet, value.key)]
+                gaps = {x: differences(pair, cells, facet, x, value.key) for x in places}
                 if gaps := {x: gap for x, gap in gaps.items() if gap}:
-                    found.append(': '.join([*title, _ahead(experiment, other, gaps)]))
+                    found.append(': '.join([*title, _ahead(pair, gaps)]))
     return found
 
 
-def _measured(experiment: Experiment, cells: Cells, facet: str) -> list[Any]:
-    """Return the places that have a frozen network, in the axis's order."""
-    places = dict.fromkeys(variant.x for variant in experiment.variants)
-    return [x for x in places if Point(facet, FROZEN, x) in cells]
-
-
-def _ahead(experiment: Experiment, other: str, gaps: dict[Any, list[float]]) -> str:
+def _ahead(experiment: Experiment, gaps: dict[Any, list[float]]) -> str:
+    first, other = experiment.pair or ('', '')
     intervals = {x: paired_interval(gap) for x, gap in gaps.items()}
     axis = experiment.x_label.split()[-1]
     single = None in intervals.values()
     if single or len(gaps) == 1:
         each = ', '.join(f'{mean_and_std(gap)[0]:+.2f} at {axis} = {x}' for x, gap in gaps.items())
-        return f'frozen random less {other} is {each}' + (' (one run each)' if single else '')
+        return f'{first} less {other} is {each}' + (' (one run each)' if single else '')
     behind = [index for index, interval in enumerate(intervals.values()) if interval and interval[0] <= 0]
     ahead = [*gaps][behind[-1] + 1 :] if behind else [*gaps]
     where = f'from {axis} = {ahead[0]} on' if ahead else f'nowhere up to {axis} = {[*gaps][-1]}'
-    return f'frozen random is ahead of {other} {where} (95 % intervals)'
+    return f'{first} is ahead of {other} {where} (95 % intervals)'
 
 
 def _trend(experiment: Experiment, cells: Cells) -> list[str]:
