@@ -180,9 +180,9 @@ def test_findings_say_where_ours_crosses():
 def test_each_two_series_are_compared():
     lines = [line('frozen random', 8, 86.0), line('learnable', 8, 85.0), line('plain', 8, 87.5)]
     assert list(section('v2-fig4a', *lines).findings) == [
-        'frozen random less learnable is +1.00 at E = 8',
-        'frozen random less plain is -1.50 at E = 8',
-        'learnable less plain is -2.50 at E = 8',
+        'frozen random less learnable is +1.00 at E = 8 (one run each)',
+        'frozen random less plain is -1.50 at E = 8 (one run each)',
+        'learnable less plain is -2.50 at E = 8 (one run each)',
     ]
 
 
