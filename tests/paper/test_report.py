@@ -143,18 +143,21 @@ def test_markdown_links_to_what_is_there(pages, results):
 
 def test_short_runs_stand_below_full_length_ones_that_show_less(results, capsys):
     whole = [line('plain', x, 0, {'accuracy': 91.0}, epochs=75) for x in (4, 8)]
-    append(results / 'fig1', line('learnable', 8, 0, {'accuracy': 66.0}), *whole)  # a second place to compare at
+    few = line('learnable', 16, 0, {'accuracy': 44.0}, limit=40)
+    append(results / 'fig1', line('learnable', 8, 0, {'accuracy': 66.0}), few, *whole)  # a second place to compare at
     assert main(['report', str(results)]) == 0
     text = (results / 'report.md').read_text()
     screen, full, short = text[: text.index('\n## ')], *text.split('\n# Short runs')
     assert '![fig1: Accuracy of LCResNet-20-16x{E} over the expansion](fig1/fig1.png)' in screen
-    assert re.search(r'^\| \[fig1\]\(#.*\), \[fig1-short\]\(#.*-5-of-75-epochs\) \|.*\| 2 of 24 \| 2 \|$', screen, re.M)
+    links = r'\[fig1\]\(#.*\), \[fig1-short\]\(#.*-epochs\), \[fig1-short-2\]\(#.*-5-of-75-epochs-on-40-images\)'
+    assert re.search(rf'^\| {links} \|.*\| 2 of 24 \| 2 \|$', screen, re.M)
     assert '91.00' in full
     assert '61.00' not in full
     assert '61.00' in short
     assert '91.00' not in short
     assert (results / 'fig1' / 'fig1.png').is_file()
     assert '| 4 | 61.00' in (results / 'fig1' / 'fig1-short.md').read_text()
+    assert '| 16 | 44.00 |' in (results / 'fig1' / 'fig1-short-2.md').read_text()
     headings = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'## (.*)', text)}
     assert set(re.findall(r'\]\(#(.*?)\)', text)) == headings
 

@@ -53,7 +53,7 @@ def verdicts(sections: Sequence[Section], links: Mapping[str, str]) -> list[list
             rows.append([name, experiment.title, MISSING, '', f'0 of {len(experiment.variants)}', '0'])
             continue
         section = known[name]
-        linked = ', '.join(links[each] for each in (name, f'{name}-short') if each in links)
+        linked = ', '.join(link for each, link in links.items() if each == name or each.startswith(f'{name}-short'))
         measured = f'{section.measured} of {len(experiment.variants)}'
         runs = len({_content(line) for line in section.lines if line.is_trained})
         rows.append([linked, experiment.title, *section.verdict, measured, str(runs)])

@@ -24,8 +24,8 @@ ABOUT = (
     "figures and tables are those named v2-. Columns headed 'paper' are what its text and tables print, 'deviation' is "
     "ours less the paper's; hollow marks in figures are the paper's too. Of an experiment with results of several "
     "recipes, those of the paper's but for the epochs come first, of these those of most epochs, then of most images, "
-    'then of most points; another recipe is shown only where there is nothing else, and is never judged. Short runs '
-    'stand beside those of full length only if they have points that those lack. Random filters are the same in all '
+    'then of most points; another recipe is shown only where there is nothing else, and is never judged. Shorter runs '
+    'stand beside longer ones only if they have points that those lack. Random filters are the same in all '
     'runs (filter seed 0); training seeds draw learned weights, order and augmentation.'
 )
 SHORT_RUNS = 'Short runs, which decide nothing'

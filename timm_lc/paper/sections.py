@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_lc.paper.experiment import Experiment
+from timm_lc.paper.experiment import Experiment, Point
 from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
 from timm_lc.paper.repeating import how_to_repeat
@@ -80,14 +80,16 @@ class Section:
 
 
 def sections_of(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
-    """Return the section of the longest runs; beside full length, that of short ones which show more points."""
-    longest, *shorter = settings(experiment, lines) or ['']
-    section = make_section(experiment, lines, longest)
-    shown = {line.point for line in section.lines if line.is_trained}
-    more = [setting for line in lines if line.point not in shown for setting in shorter if line.setting == setting]
-    if not more or shortfall(experiment, section.lines):
-        return [section]
-    return [section, make_section(experiment, lines, min(more, key=shorter.index), f'{experiment.id}-short')]
+    """Return the section of the longest runs, then of each shorter setting that has points which none before shows."""
+    sections: list[Section] = []
+    shown: set[Point] = set()
+    for setting in settings(experiment, lines) or ['']:
+        if sections and shown >= {line.point for line in lines if line.setting == setting}:
+            continue
+        name = experiment.id + ('-short' if sections else '') + (f'-{len(sections)}' if sections[1:] else '')
+        sections.append(make_section(experiment, lines, setting, name))
+        shown |= {line.point for line in sections[-1].lines if line.is_trained}
+    return sections
 
 
 def make_section(experiment: Experiment, lines: Sequence[Line], setting: str, name: str | None = None) -> Section:
