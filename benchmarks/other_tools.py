@@ -5,6 +5,7 @@
 A tool that is not installed is left out of the table.
 """
 
+import argparse
 import copy
 import tempfile
 import warnings
@@ -206,6 +207,7 @@ def outcome(tool, model):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.simplefilter('ignore')
     print(f'| tool | {" | ".join(FORMS)} | folded |\n|{"---|" * (len(FORMS) + 2)}')
     for name, tool in TOOLS.items():

@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from importlib import metadata
 
-from step import cpu_model
+import torch
 from stock_cases import STOCK, VARIANTS
 
 GOOD = ('passes', 'refused')
@@ -26,12 +26,15 @@ def as_markdown(outcomes, args):
 
 
 def heading(outcomes, args):
+    from timm_lc.training.trainer import describe_device  # once the repository is on the path
+
+    machine = describe_device(torch.device('cpu'))
     command = 'python benchmarks/stock_scripts.py' + (' --full' if args.full else '')
     train = hashlib.sha256((args.scripts / 'train.py').read_bytes()).hexdigest()
     return [
         "# timm's own scripts on `lc_` networks",
         '',
-        f'`TIMM_SCRIPTS=... {command}`: {cpu_model()}, {os.cpu_count()} cores, one thread a process; {versions()};',
+        f'`TIMM_SCRIPTS=... {command}`: {machine}, {os.cpu_count()} cores, one thread a process; {versions()};',
         f'train.py of SHA-256 {train[:12]}.',
         '',
         'The scripts are untouched. train.py runs with `--device-modules timm_lc`, the others as `timm-lc run`, on',

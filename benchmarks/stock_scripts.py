@@ -25,11 +25,12 @@ import numpy as np
 import stock_checks
 import timm
 from PIL import Image
-from step import ROOT, progress
 from stock_cases import CASES, FIRST, Case, Cell, cells
 from stock_report import as_markdown
 
-import timm_lc  # noqa: F401  # registers the names; `step` has put the repository on the path
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import timm_lc  # noqa: E402, F401  # registers the names
 
 EXAMPLE = "Example: TIMM_SCRIPTS=pytorch-image-models python benchmarks/stock_scripts.py --only 'model-ema.*resnet18'"
 TIMEOUT = 900  # seconds of one command
@@ -67,7 +68,8 @@ def main(argv=None):
     with ThreadPoolExecutor(args.jobs) as pool:
         for number, outcome in enumerate(pool.map(lambda pair: judge(*pair, place), todo), 1):
             outcomes[outcome['key']] = outcome
-            progress(f'{number} of {len(todo)}, {outcome["seconds"]:.1f} s: {outcome["key"]}: {outcome["outcome"]}')
+            done = f'{number} of {len(todo)}, {outcome["seconds"]:.1f} s: {outcome["key"]}: {outcome["outcome"]}'
+            print(done, file=sys.stderr, flush=True)
     found = [outcomes[key(*pair)] for pair in chosen if key(*pair) in outcomes]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(as_markdown(found, args))

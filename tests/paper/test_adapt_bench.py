@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from timm_lc.paper import adapt_bench
 from timm_lc.paper.adapt_bench import Plan, run_plan
 from timm_lc.paper.adapt_page import draw, rates, table
 from timm_lc.training.adapting import METHODS, by_length
+from timm_lc.training.files import lock
 
 
 def run(method, lr, seed, accuracy, task='digits'):
@@ -80,6 +82,17 @@ def test_runs_are_kept_and_go_on(small, tmp_path):
     assert len(run_plan(plan, output, told.append)) == len(runs)
     assert len(told) == 1
     assert run_plan(plan, output, told.append)[:-1] == runs[:-1]
+
+
+def test_a_second_process_waits_and_repeats_no_run(small, tmp_path):
+    plan = Plan(str(small), pixels=8, base_epochs=1, seeds=1, lrs=(0.1,), effort=0.01, tasks='^digits')
+    told = []
+    with ThreadPoolExecutor(1) as pool:
+        with lock(tmp_path / 'runs.jsonl'):  # as the first process holds it
+            second = pool.submit(run_plan, plan, tmp_path, told.append)
+            assert wait([second], timeout=3).not_done
+            assert not told
+        assert len(second.result()) == 2
 
 
 def test_rows_of_each_length_are_compared_with_full_fine_tuning(small, tmp_path):

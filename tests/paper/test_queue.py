@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,24 @@ def test_runs_of_the_cifar_command_are_adopted(queue, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match='2'):
         queue('--adopt', 'elsewhere')
     assert '`--adopt` elsewhere/run.json is not of `timm-lc cifar`' in capsys.readouterr().err
+
+
+def test_runs_of_other_images_are_not_adopted(queue, tmp_path, capsys):
+    model = ['--model', 'lc_lowres_resnet20', '--model-kwargs', 'freeze_spatial=False']
+    assert main(['cifar', *model, *COMMON, '--output', 'elsewhere']) == 0
+    with pytest.raises(SystemExit, match='2'):
+        queue('--adopt', 'elsewhere', '--limit', '8')
+    assert '`--adopt` elsewhere/seed0 is of 16 training images: give its `--limit`, got 8' in capsys.readouterr().err
+    assert not folders(tmp_path)
+
+
+def test_time_of_a_queue_counts_from_its_start(queue, monkeypatch):
+    starts = []
+    monkeypatch.setattr('timm_lc.paper.reproduce.reproduce', lambda *arguments: starts.append(arguments[3]) or True)
+    assert queue('--max-minutes', '1') == 0
+    assert len(starts) == 3
+    assert len(set(starts)) == 1
+    assert 0 <= time.monotonic() - starts[0] < 60
 
 
 def test_unfinished_run_is_adopted_and_goes_on(queue, tmp_path, capsys):

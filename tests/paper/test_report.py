@@ -193,6 +193,14 @@ def test_tables_are_written_anew_with_their_verdict_and_why_no_command_repeats_t
     assert '61.00 ± 1.41 (2)' in text
 
 
+def test_figure_12_without_a_frozen_network_is_a_page_without_a_picture(results):
+    filters = [[[[0.1] * 9] * 9] * 3] * 16
+    write(results / 'fig12', line('learnable', 1, 0, {'filters': filters, 'random': filters}, facet='k = 9'))
+    assert main(['report', str(results)]) == 0
+    assert '## fig12' in (results / 'report.md').read_text()
+    assert not (results / 'fig12/fig12.png').exists()
+
+
 def test_report_is_the_same_twice(pages, results):
     assert main(['report', str(results)]) == 0
     assert [(results / name).read_text() for name in ('report.md', 'report.html')] == pages

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from timm_lc.paper import timing
+from timm_lc.paper.check_line import check_line
 from timm_lc.paper.experiment import Variant
+from timm_lc.paper.results import Line
 
 
 @pytest.mark.parametrize('two', [False, True])
@@ -23,3 +25,13 @@ def test_measure_timing_gives_the_columns_of_table_3(two, monkeypatch):
     expected = 4 * (learned + filters) if two else 4 * learned
     # our file also holds statistics of norms, records and a header
     assert expected <= found['checkpoint'] * 2**20 <= expected + (0 if two else 60_000)
+
+
+def test_a_step_measured_once_has_no_deviation(monkeypatch):
+    monkeypatch.setattr(timing, 'MAX_SECONDS', 0.0)
+    monkeypatch.setattr(timing, 'SHAPE', (2, 3, 8, 8))
+    variant = Variant('', '', 'lc_resnet20_16x1')
+    values = timing.measure_timing(variant, torch.device('cpu'))
+    assert {'forward_ms', 'both_ms'} <= set(values)
+    assert not {'forward_ms_std', 'both_ms_std'} & set(values)
+    check_line(Line.of(variant, None, {'device': 'x', 'threads': 1}, values).to_json(), 'here')

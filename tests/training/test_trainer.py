@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.data import create_dataset
 from torch import nn
 from torchvision.transforms import functional
 
@@ -260,9 +261,10 @@ def test_refused_run_leaves_the_folder_to_the_next(images, tmp_path):
     train(RUN, images, tmp_path, CPU)
 
 
-def test_network_that_does_not_take_the_images_is_named(images, tmp_path):
-    run = Run('lc_inception_v3', recipe=Recipe(batch_size=16))
-    with pytest.raises(ValueError, match=r'`model` lc_inception_v3 \{\} does not take images of 3 x 16 x 16'):
+@pytest.mark.parametrize('name', ['lc_inception_v3', 'vit_tiny_patch16_224'])
+def test_network_that_does_not_take_the_images_is_named(name, images, tmp_path):
+    run = Run(name, recipe=Recipe(batch_size=16))
+    with pytest.raises(ValueError, match=rf'`model` {name} \{{\}} does not take images of 3 x 16 x 16'):
         train(run, images, tmp_path / 'run', CPU)
     assert not (tmp_path / 'run').exists()
 
@@ -339,6 +341,17 @@ def test_image_folder_is_read(tree):
     expected = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
     assert np.array_equal(images.train[1].permute(1, 2, 0), expected)
     assert load_images(root, limit=2).train_labels.tolist() == [0, 1]
+
+
+def test_classes_of_a_folder_stand_in_timms_order(tree):
+    root = tree(classes=('class10', 'class2', 'Zebra', 'ape'))
+    images = load_images(str(root))
+    assert images.classes == list(create_dataset('', root / 'train').reader.class_to_idx)
+    assert images.classes == ['ape', 'class2', 'class10', 'Zebra']
+    Image.new('RGB', (8, 8), 'white').save(root / 'validation/class2/white.png')
+    images = load_images(str(root))
+    (white,) = (images.validation == 255).flatten(1).all(1).nonzero()
+    assert images.classes[images.validation_labels[white]] == 'class2'
 
 
 def test_digits_are_read():

@@ -130,7 +130,7 @@ class _Stopwatch:
     """Moments on a device since it was made; a GPU tells them afterwards, so that nothing waits for it in between."""
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
-        self.on_gpu, self.clock = device.type == 'cuda', clock
+        self.device, self.on_gpu, self.clock = device, device.type == 'cuda', clock
         self.moments: list[Any] = []
         if self.on_gpu:
             torch.cuda.synchronize(device)
@@ -140,7 +140,7 @@ class _Stopwatch:
         """Note this moment."""
         if self.on_gpu:
             self.moments.append(torch.cuda.Event(enable_timing=True))
-            self.moments[-1].record()
+            self.moments[-1].record(torch.cuda.current_stream(self.device))
         else:
             self.moments.append(self.clock())
 

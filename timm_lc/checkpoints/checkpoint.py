@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
@@ -87,7 +88,10 @@ def save_pretrained(
         _write_config(model, Path(staged, CONFIG), model_args, facts or Facts())
         _check_rebuilds(model, Path(staged))
         tensors = stored_tensors(model, sparse=sparse, dtype=dtype)
-        save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors, model))
+        try:
+            save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors, model))
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f'cannot write {directory / WEIGHTS}: {error}') from error
         Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
         if card is None:
             card = model_card(model, facts=facts, stored=stored_weights(model, sparse=sparse, dtype=dtype))

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import math
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,10 @@ def run(args: argparse.Namespace) -> None:
     for folder in args.adopt:
         _print_each(f'{folder}: {path}' for path in adopt_runs(folder, args.runs_dir, args.limit))
     read = functools.lru_cache(maxsize=1)(load_images)  # once for all lines
+    begun = time.monotonic()
     for place, line, experiments, options in tasks:
         with naming_place(place):
-            _run(line, experiments, options, read)
+            _run(line, experiments, options, read, begun)
 
 
 def _check(args: argparse.Namespace, *, wait: bool) -> tuple[Any, Any]:
@@ -108,7 +110,7 @@ def _check(args: argparse.Namespace, *, wait: bool) -> tuple[Any, Any]:
     return experiments, options
 
 
-def _run(args: argparse.Namespace, experiments: Any, options: Any, read: Any) -> None:
+def _run(args: argparse.Namespace, experiments: Any, options: Any, read: Any, begun: float) -> None:
     from timm_lc.paper.planning import list_experiments, list_runs
     from timm_lc.paper.plots import require_plots
     from timm_lc.paper.reproduce import reproduce
@@ -119,7 +121,7 @@ def _run(args: argparse.Namespace, experiments: Any, options: Any, read: Any) ->
         _print_each(list_runs(experiments, options))
     else:
         require_plots()
-        if not reproduce(experiments, options, read):
+        if not reproduce(experiments, options, read, begun):
             print('not finished: the time was up, or another process trains a run; the same command goes on')
 
 

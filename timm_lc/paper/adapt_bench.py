@@ -23,7 +23,7 @@ from timm_lc.naming import PREFIX
 from timm_lc.training.account import differences
 from timm_lc.training.adapting import METHODS, Method, Tuning, by_length, choose, learn, shrink, stored_bytes
 from timm_lc.training.data import Images, load_images
-from timm_lc.training.files import append_line, read_json, read_lines, write_lines, write_text
+from timm_lc.training.files import append_line, lock, read_json, read_lines, write_lines, write_text
 from timm_lc.transforms.fold import fold
 
 __all__ = ['Plan', 'run_plan']
@@ -106,18 +106,19 @@ def run_plan(plan: Plan, output: Path, tell: Callable[[str], None] = print) -> l
         raise ValueError(f'`tasks` must match the name of a task, got {plan.tasks!r}')
     _claim(plan, output)
     old = choose(images, OLD)
-    base = _base(plan, old, output, tell)
-    normalize = _normalize(base) if plan.pretrained else old.normalize
-    done = read_lines(output / RUNS)
-    write_lines(output / RUNS, done)  # without a line that was cut off
-    for seed, task, method, lr in _runs(plan, tasks):
-        key = {'task': task.name, 'method': method, 'lr': lr, 'seed': seed}
-        if any(key.items() <= line.items() for line in done):
-            continue
-        line = {**key, **_adapt(plan, base, normalize, task, method, lr, seed)}
-        append_line(output / RUNS, line)
-        done.append(line)
-        tell(f'{task.name}, {method}, lr {lr:g}, seed {seed}: {line["accuracy"]:.2f} %')
+    with lock(output / RUNS):  # a second process waits, then finds all done
+        base = _base(plan, old, output, tell)
+        normalize = _normalize(base) if plan.pretrained else old.normalize
+        done = read_lines(output / RUNS)
+        write_lines(output / RUNS, done)  # without a line that was cut off
+        for seed, task, method, lr in _runs(plan, tasks):
+            key = {'task': task.name, 'method': method, 'lr': lr, 'seed': seed}
+            if any(key.items() <= line.items() for line in done):
+                continue
+            line = {**key, **_adapt(plan, base, normalize, task, method, lr, seed)}
+            append_line(output / RUNS, line)
+            done.append(line)
+            tell(f'{task.name}, {method}, lr {lr:g}, seed {seed}: {line["accuracy"]:.2f} %')
     return done
 
 

@@ -91,7 +91,7 @@ def _filters(experiment: Experiment, cells: Cells) -> Any:
                 learned = cells.get(Point(facet, LEARNABLE, 1), {})
                 rows += [('Learned', _picture(learned['filters']))] if learned else []
             panels += [(', '.join(part for part in (facet, '' if around else series) if part), rows)] if rows else []
-    return mosaics(panels)
+    return mosaics(panels) if panels else None
 
 
 def _positions(experiment: Experiment, cells: Cells) -> Any:

@@ -24,12 +24,18 @@ __all__ = ['reproduce']
 Read = Callable[..., Images]
 
 
-def reproduce(experiments: Sequence[Experiment], options: Options, read: Read = load_images) -> bool:
+def reproduce(
+    experiments: Sequence[Experiment], options: Options, read: Read = load_images, begun: float | None = None
+) -> bool:
     """Run what is missing and write the results of each experiment; return whether nothing is missing any more.
 
-    `read` is `load_images`, or remembers what that returned, as for the lines of a queue.
+    Args:
+        experiments: To run.
+        options: Of them all.
+        read: `load_images`, or what remembers what that returned, as for the lines of a queue.
+        begun: Time of `time.monotonic` from which `max_minutes` counts, as a queue's start; None is now.
     """
-    deadline = time.monotonic() + 60 * options.max_minutes
+    deadline = (time.monotonic() if begun is None else begun) + 60 * options.max_minutes
     results = open_results(experiments, options)
     for experiment in experiments:
         if experiment.by_train_script:

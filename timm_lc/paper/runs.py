@@ -19,7 +19,7 @@ from torch import nn
 
 from timm_lc.checkpoints.checkpoint import WEIGHTS, load_model
 from timm_lc.paper.measures import MEASURES
-from timm_lc.training.data import Images
+from timm_lc.training.data import TRAIN_IMAGES, Images
 from timm_lc.training.files import lock, read_json, read_lines, write_text
 from timm_lc.training.recipe import Run, Speed
 from timm_lc.training.trainer import METRICS, RUN, STATE, VALUES, OutOfTime, claim, train
@@ -96,7 +96,7 @@ def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
         limit: `--limit` that they were trained with, which they do not tell.
 
     Raises:
-        ValueError: If there is none below `source`.
+        ValueError: If there is none below `source`, or one of other images than `limit` says.
     """
     found = sorted(path.parent for path in source.rglob(RUN))
     if not found:
@@ -106,12 +106,20 @@ def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
         facts = read_run(folder)
         if 'run' not in facts:
             raise ValueError(f'`--adopt` {folder / RUN} is not of `timm-lc cifar`')
+        _check_limit(folder, facts['run'], limit)
         run = {key: value for key, value in facts['run'].items() if key not in ('images', 'checksum')}
         folders.append(runs_dir / folder_of({**run, 'limit': limit}))
         with lock(folders[-1]):
             if len(read_lines(folder / METRICS)) > len(read_lines(folders[-1] / METRICS)):
                 shutil.copytree(folder, folders[-1], dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.partial*'))
     return folders
+
+
+def _check_limit(folder: Path, run: dict[str, Any], limit: int | None) -> None:
+    """Refuse a run that was not of `limit` images: it would lie where that of other images is looked for."""
+    count, whole = run['images'][0], TRAIN_IMAGES.get(run['data'])
+    if count > (limit or count) or (whole is not None and count != min(limit or whole, whole)):
+        raise ValueError(f'`--adopt` {folder} is of {count:,} training images: give its `--limit`, got {limit}')
 
 
 def measure_run(

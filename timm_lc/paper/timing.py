@@ -51,7 +51,7 @@ def measure_timing(variant: Variant, device: torch.device) -> dict[str, Any]:
     seconds = interleave({'': step}, ROUNDS, max_seconds=MAX_SECONDS)['']
     for name in ('forward', 'both'):
         mean, std = mean_and_std(seconds[name])
-        values |= {f'{name}_ms': 1e3 * mean, f'{name}_ms_std': 1e3 * std if std is not None else None}
+        values |= {f'{name}_ms': 1e3 * mean, **({f'{name}_ms_std': 1e3 * std} if std is not None else {})}
     del model, step
     memory = measure_memory(functools.partial(build, variant), SHAPE, device)
     return values | {name: peak / MEBI for name, peak in memory.items()}

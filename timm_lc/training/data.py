@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.utils import natural_key
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
@@ -168,12 +169,10 @@ def _digits() -> Images:
 
 def _folder(root: Path) -> Images:
     """Read an ImageFolder tree whose images have one size."""
-    from torchvision.datasets import ImageFolder
-
     splits = []
     for split in ('train', 'validation'):
         try:
-            splits.append(ImageFolder(root / split))
+            splits.append(_image_folder(root / split))
         except FileNotFoundError as error:
             raise ValueError(f'`data` must be {_FORMAT}: {error}') from None
     if splits[0].classes != splits[1].classes:
@@ -184,6 +183,18 @@ def _folder(root: Path) -> Images:
         sizes = [tuple(images.shape[1:]) for images, _ in tensors]
         raise ValueError(f'`data` {root}: all images must have one size, got {sizes[0]} and {sizes[1]}')
     return Images(root.resolve().name, splits[0].classes, *tensors[0], *tensors[1])
+
+
+def _image_folder(root: Path) -> Any:
+    """Return torchvision's data set of a folder of classes, which stand in timm's order: 2 before 10, a before B."""
+    from torchvision.datasets import ImageFolder
+
+    class Ordered(ImageFolder):
+        def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+            classes = sorted(super().find_classes(directory)[0], key=natural_key)
+            return classes, {name: index for index, name in enumerate(classes)}
+
+    return Ordered(root)
 
 
 def _check_names(folders: list[Path]) -> None:

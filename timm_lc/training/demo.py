@@ -148,7 +148,7 @@ def _folder(root: Path, split: str) -> Any:
             f'`--data-dir` {root} has no folder {split}/: an ImageFolder tree has train/CLASS/*.jpg '
             'and validation/CLASS/*.jpg'
         )
-    return folder_dataset(root / split, split)
+    return folder_dataset(root / split, split, search_split=False)  # a class may be named train
 
 
 def _train(label: str, model: nn.Module, data: _Data, epochs: int, directory: Path, device: torch.device) -> Result:

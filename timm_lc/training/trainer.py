@@ -10,9 +10,11 @@ saved: a run that was killed goes on with the same weights, to the bit on a CPU 
 import dataclasses
 import json
 import math
+import multiprocessing
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def train(
     claim(directory, run, images, device, speed)
     start = _resume(directory, model, optimizer, speed)
     if start < run.recipe.epochs:
-        with torch.random.fork_rng():
+        with _random_state_kept(device):
             images = images.map(lambda tensor: tensor.to(device))
             _train_epochs(model, optimizer, run, images, directory, speed, start, deadline)
     last = read_lines(directory / METRICS)[-1]
@@ -116,7 +118,8 @@ def _train_epochs(
     # two graphs, for steps and for validation: their sizes differ, which else would make one of variable size
     trained = torch.compile(model, mode='reduce-overhead', dynamic=False) if speed.compile else model
     saved, fastest = time.monotonic(), math.inf
-    with tqdm(total=epochs * steps, initial=start * steps, unit='step', disable=None) as bar:
+    disable = multiprocessing.parent_process() is not None or None  # bars of several processes overwrite one another
+    with tqdm(total=epochs * steps, initial=start * steps, unit='step', disable=disable) as bar:
         for epoch in range(start, epochs):
             started = time.monotonic()
             bar.set_description(f'{run.model} seed {run.seed} epoch {epoch + 1}/{epochs}')
@@ -220,7 +223,7 @@ def _forward(model: nn.Module, batch: Tensor, speed: Speed) -> Tensor:
 def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tuple[nn.Module, Any]:
     """Return the network, drawn by the run's seed, and its optimizer."""
     recipe = run.recipe
-    with torch.random.fork_rng():
+    with _random_state_kept(device):
         torch.manual_seed(run.seed)
         arguments = {'num_classes': len(images.classes), 'in_chans': images.train.shape[1], **run.model_kwargs}
         model = timm.create_model(run.model, **arguments).to(device)
@@ -230,7 +233,7 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
         model.to(memory_format=torch.channels_last)
     try:  # before anything is written
         evaluate(model, images.map(lambda tensor: tensor[:2].to(device)), speed)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, AssertionError) as error:
         size = ' x '.join(map(str, images.train.shape[1:]))
         raise ValueError(f'`model` {run.model} {run.model_kwargs} does not take images of {size}: {error}') from error
     penalty = {'opt': 'l1sgd', 'l1': recipe.l1} if recipe.l1 else {'opt': 'sgd'}
@@ -238,6 +241,11 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
         list(model.parameters()), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **penalty
     )
     return model, optimizer
+
+
+def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Return what leaves the random state of the CPU and of `device` as it was, and other GPUs alone."""
+    return torch.random.fork_rng([device] if device.type == 'cuda' else [])
 
 
 def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
@@ -301,5 +309,9 @@ def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> 
 
 
 def _save_state(directory: Path, model: nn.Module, optimizer: Any, epoch: int) -> None:
-    with whole(directory / STATE) as partial:
-        torch.save({'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, partial)
+    state = {'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
+    try:
+        with whole(directory / STATE) as partial:
+            torch.save(state, partial)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f'cannot write {directory / STATE}: {error}') from error
