@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from timm.optim import OptimInfo, get_optimizer_info, list_optimizers
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from timm_lc._timm import optimizer_registry
@@ -166,7 +166,7 @@ class L1Optimizer(Optimizer):
         shapes = Counter(tuple(p.shape) for p in tensors if _is_pointwise(p))
         if not shapes:
             raise ValueError(f'`l1` penalises pointwise convolution weights, and none of {len(tensors)} tensors is one')
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0:
             numel = sum(math.prod(shape) * count for shape, count in shapes.items())
             listed = ', '.join(f'{count} of {shape}' for shape, count in shapes.items())
             zeros = ', keeping zeros,' if self.defaults['keep_zeros'] else ''

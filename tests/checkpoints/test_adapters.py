@@ -49,6 +49,13 @@ def flipped(path):
     return path
 
 
+def test_a_loaded_adapter_is_not_taken_for_one_of_another_seed(stock, tmp_path):
+    path = save_adapter(add_adapters(stock(), 4, seed=5), tmp_path / 'task.safetensors')
+    model = load_adapter(add_adapters(stock(), 4, seed=0), path)
+    with pytest.raises(ValueError, match='has adapters already: call remove_adapters first'):
+        add_adapters(model, 4, seed=0)
+
+
 @pytest.mark.parametrize('norms', [True, False])
 @pytest.mark.parametrize('layers', ['spatial', 'all'])
 def test_a_loaded_network_is_the_trained_one_to_the_bit(stock, images, tmp_path, norms, layers):

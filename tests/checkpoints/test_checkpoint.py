@@ -319,6 +319,14 @@ def tar_of(pickled):
     return buffer.getvalue()
 
 
+def test_a_checkpoint_whose_arguments_are_a_dictionary_loads_by_name(tmp_path):
+    model = build()
+    torch.save({'state_dict': model.state_dict(), 'args': {'lr': 0.1}}, tmp_path / 'checkpoint.pth.tar')
+    loaded = load_model(tmp_path / 'checkpoint.pth.tar', NAME, num_classes=model.num_classes)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
 def torch_saved(value, **kwargs):
     buffer = io.BytesIO()
     torch.save(value, buffer, **kwargs)

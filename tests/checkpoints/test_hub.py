@@ -131,6 +131,11 @@ def test_push_is_one_commit_of_weights_config_and_card(hub):
     assert not hub.repositories[NAME].private
 
 
+def test_push_without_a_card(hub):
+    push_to_hub(build(), NAME, card='')
+    assert set(hub.repositories[NAME].history()[0].files) == FILES - {'README.md'} | {'.gitattributes'}
+
+
 def test_pulled_network_gives_the_same_logits_to_the_bit(hub, images):
     model = build()
     push_to_hub(model, NAME)

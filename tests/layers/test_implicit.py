@@ -218,6 +218,20 @@ def test_adaptive_optimizers_warn_once():
     optimizer.step()  # a second warning would be an error
 
 
+def test_cautious_sgd_is_not_linear():
+    implicit._watch_optimizers.cache_clear()
+    block = pair(**GEOMETRIES['full rank'])[1]
+    loss_of(block, images_of(0)).backward()
+    with pytest.warns(UserWarning, match='SGDW rescales gradients'):
+        create_optimizer_v2(block, 'csgdw', lr=0.1).step()
+
+
+def test_partial_states_are_named():
+    block = nn.Sequential(LCConv2d(4, 6, 3, implicit=True))
+    with pytest.raises(RuntimeError, match='layer `0`: the state has no `lc_record`: it is partial'):
+        block.load_state_dict(dict(block.named_parameters()), strict=False)
+
+
 # G
 
 
@@ -391,7 +405,7 @@ def test_record_of_another_architecture_raises(shape):
 
 def test_plain_checkpoint_is_refused():
     state = nn.Conv2d(4, 6, 3, bias=False).state_dict()
-    with pytest.raises(RuntimeError, match='layer `0`: the checkpoint is not of an implicit LC-Block'):
+    with pytest.raises(RuntimeError, match='layer `0`: the state has no `lc_record`: it is partial, or of'):
         nn.Sequential(LCConv2d(4, 6, 3, implicit=True)).load_state_dict({f'0.{k}': v for k, v in state.items()})
 
 

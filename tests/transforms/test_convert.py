@@ -129,11 +129,11 @@ def test_what_is_frozen_stays_frozen():
         assert [name for name, p in model.named_parameters() if p.requires_grad] == ['1.weight', '1.bias']
 
 
-@pytest.mark.parametrize(('name', 'kind'), [('adamw', 'AdamW'), ('l1sgd', 'L1SGD')])
+@pytest.mark.parametrize(('name', 'kind'), [('adamw', 'AdamW'), ('l1sgd', 'L1SGD'), ('csgdw', 'SGDW')])
 def test_optimizers_of_other_trajectories_are_refused_before_their_first_step(name, kind):
     model = network()
     optimizer = create_optimizer_v2(model, name, lr=0.1, **({'l1': 1e-4} if kind == 'L1SGD' else {}))
-    with pytest.raises(ValueError, match=f'`optimizer` must be SGD without a penalty, got {kind}'):
+    with pytest.raises(ValueError, match=f'`optimizer` must be SGD without a penalty or caution, got {kind}'):
         to_implicit(model, optimizer)
     assert isinstance(model[0], LCConv2d)
 

@@ -237,3 +237,10 @@ def test_bad_amounts_are_named_and_change_nothing(amount, error, text, stock):
 def test_nothing_to_prune_is_an_error(function):
     with pytest.raises(ValueError, match='Sequential has no pointwise convolution to prune'):
         function(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)))
+
+
+def test_the_classifier_of_a_wrapped_network_stays_whole():
+    model = timm.create_model('lc_dla46_c')  # whose classifier is a 1x1 convolution
+    prune_pointwise(nn.DataParallel(model), 0.9)
+    assert pointwise_sparsity(nn.DataParallel(model)) == pointwise_sparsity(model)
+    assert model.fc.weight.count_nonzero() == model.fc.weight.numel()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
 from timm_lc.filters import EXPECTED, FilterRecord
@@ -12,6 +13,7 @@ from timm_lc.layers.frozen import is_frozen
 from timm_lc.layers.gram import build_gram, gram_shape, without_rounding
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
+from timm_lc.layers.recorded import adapt_channels
 
 __all__ = ['Conditioning', 'condition', 'conditioning_page']
 
@@ -38,21 +40,27 @@ class Conditioning(NamedTuple):
     multiply_adds: int
 
 
-def condition(record: FilterRecord, out_channels: int, groups: int) -> Conditioning:
+def condition(record: FilterRecord, out_channels: int, groups: int, channels: int = 0) -> Conditioning:
     """Return rank and condition of the LC-Block with these filters, drawn and decomposed on the spot.
 
     Args:
         record: Of filters (E*C_out, C_in/groups, k_h, k_w).
         out_channels: C_out.
         groups: Of the convolution.
+        channels: C_in/groups that the filters were adapted to; 0 is the record's.
     """
-    fan = math.prod(record.shape[1:])
+    channels = channels or record.shape[1]
+    fan = channels * math.prod(record.shape[2:])
     shape = gram_shape(record, groups, fan)
     per_group = out_channels // groups  # rows of the gradient
     smallest = 0 if record.is_recycled else -(-fan // per_group)
     if record.filter_set == EXPECTED:
         return Conditioning(fan * groups, fan * groups, 1.0, 1.0, smallest, 1, out_channels * fan)
-    values = _eigenvalues(build_gram(record, groups, fan).matrix)
+
+    def adapt(filters: np.ndarray) -> np.ndarray:
+        return adapt_channels(torch.from_numpy(filters), channels).numpy()
+
+    values = _eigenvalues(build_gram(record, groups, fan, adapt=adapt).matrix)
     nonzero = np.where(values > 0, values, np.inf)
     rank = int((values > 0).sum())
     applied = 2 * shape[2] if len(shape) == 4 else fan  # multiply-adds for each weight of the gradient
@@ -84,13 +92,16 @@ def conditioning_page(model: nn.Module) -> str:
     return '\n'.join([*lines, f'{"all":<{width}}{"":<16}{reach:<9.1%}{worst:<12.3g}{smallest or "-":<11}{cost}'])
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, tuple[FilterRecord, int, int]]]:
+def _blocks(model: nn.Module) -> Iterator[tuple[str, tuple[FilterRecord, int, int, int]]]:
     """Yield the name of each LC-Block whose filters a seed gives, and what `condition` needs."""
     for name, module in model.named_modules():
         if isinstance(module, ImplicitLCConv2d):
-            yield name, (module.filter_record, module.out_channels, module.groups)
+            record = module.filter_record
         elif isinstance(module, LCConv2d) and is_frozen(module.spatial) and not module.spatial.filter_record.is_kept:
-            yield name, (module.spatial.filter_record, module.out_channels, module.groups)
+            record = module.spatial.filter_record
+        else:
+            continue
+        yield name, (record, module.out_channels, module.groups, module.in_channels // module.groups)
 
 
 def _eigenvalues(matrix: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Parameter counts as in table 1: learnable, total, stored, nonzero."""
 
+import math
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from timm_lc.arguments import check_module
 from timm_lc.layers.changes import is_stored
-from timm_lc.layers.frozen import is_frozen
+from timm_lc.layers.frozen import filter_shape, is_frozen
 from timm_lc.layers.held import held_parameters
 from timm_lc.layers.ranks import LeftToRanks
 from timm_lc.layers.sliced import is_shared
@@ -45,12 +46,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     frozen = [module for module in model.modules() if is_frozen(module)]
     in_file = {m for m in frozen if is_stored(m)}
     buffers = [m for m in in_file if is_shared(m) or not isinstance(m.weight, nn.Parameter)]  # that are no parameters
-    kept = {_place(m): m.filter_record.numel for m in buffers}
+    kept = {_place(m): _size(m) for m in buffers}
     stored = sum(p.numel() for p in parameters) + sum(kept.values())
     networks = _networks(model)
     # layers of one record in a network were tied: no two layers have one name
-    records = {(networks.get(m), m.filter_record) for m in frozen if m not in in_file}
-    drawn = sum(record.numel for _, record in records if not record.is_shared)
+    records = {(networks.get(m), m.filter_record): _size(m) for m in frozen if m not in in_file}
+    drawn = sum(size for (_, record), size in records.items() if not record.is_shared)
     vectors: dict[tuple[Any, int, int], int] = {}
     for network, record in records:
         if record.is_shared:
@@ -71,6 +72,11 @@ def _networks(model: nn.Module) -> dict[nn.Module, nn.Module]:
             for module in network.modules():
                 found.setdefault(module, network)
     return found
+
+
+def _size(conv: nn.Conv2d) -> int:
+    """Return the number of filter values, which the record tells of a stem before its input channels were adapted."""
+    return math.prod(filter_shape(conv))
 
 
 def _place(conv: nn.Conv2d) -> int:

@@ -130,6 +130,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         network.load_state_dict(file.tensors)
     except RuntimeError as error:
         raise ValueError(f'cannot load {path}: {error}') from error
+    network.adaptation.settings = None
     return model
 
 

@@ -3,6 +3,7 @@
 Nothing here runs code from a file: safetensors holds tensors only, and timm's `.pth.tar` is read with `weights_only`.
 """
 
+import argparse
 import json
 import tempfile
 import warnings
@@ -201,16 +202,17 @@ def train_arguments(path: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ValueError: If args.yaml is not one of train.py's.
     """
-    written, beside = checkpoint.get('args'), path.with_name('args.yaml')
+    args, beside = checkpoint.get('args'), path.with_name('args.yaml')
+    written = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
     if not beside.is_file():
-        return dict(vars(written)) if written else {}
+        return dict(written)
     try:
         arguments = yaml.safe_load(beside.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f'cannot read {beside}: {" ".join(str(error).split())}') from error
     if not isinstance(arguments, dict):
         raise ValueError(f'{beside} holds no arguments of train.py')
-    return {**arguments, **(vars(written) if written else {})}
+    return {**arguments, **written}
 
 
 def run_classes(arguments: Mapping[str, Any]) -> list[str]:

@@ -149,7 +149,8 @@ def write_repositories(
     if plain_repo != repo_id:
         shutil.rmtree(root / repo_id / PLAIN, ignore_errors=True)  # of an earlier dry run
     folder = save_pretrained(model, root / repo_id, sparse=sparse, dtype=dtype, facts=facts, card=card)
-    written = {repo_id: [folder / name for name in (CARD, CONFIG, WEIGHTS)]}
+    names = (CARD, CONFIG, WEIGHTS) if (folder / CARD).is_file() else (CONFIG, WEIGHTS)  # `card=''` writes none
+    written = {repo_id: [folder / name for name in names]}
     if plain_repo == repo_id:
         written[repo_id] += plain_files
     elif plain_repo:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.layers import Conv2dSame, pad_same
-from timm.models import adapt_input_conv, register_notrace_module
+from timm.models import register_notrace_module
 from timm.optim import SGDW
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -22,12 +22,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from timm_lc.arguments import device_of
 from timm_lc.filters import EXPECTED, FilterRecord
 from timm_lc.layers.gram import Gram, Solution, build_gram, gram_shape, precondition, solve_pointwise
-from timm_lc.layers.recorded import RECORD, decode, filter_shape
+from timm_lc.layers.recorded import COLOURS, RECORD, adapt_channels, decode, filter_shape
 
-__all__ = ['LINEAR', 'ImplicitLCConv2d', 'other_operation', 'plain_convolution']
+__all__ = ['ImplicitLCConv2d', 'is_linear', 'other_operation', 'plain_convolution']
 
 _RECORD = 'lc_record'
-LINEAR = SGD | SGDW  # optimizers whose steps are linear in the gradient
+_SGD = SGD | SGDW
 
 
 @register_notrace_module
@@ -121,7 +121,7 @@ class ImplicitLCConv2d(nn.Conv2d):
         rows, channels, *kernel = record.shape
         if record.is_kept:
             raise ValueError('its filters were kept as they were: no seed gives them, which an implicit LC-Block needs')
-        adapts = self.groups == 1 or channels == self.in_channels // self.groups
+        adapts = channels == self.in_channels // self.groups or (self.groups == 1 and channels == COLOURS)
         if rows % self.out_channels or tuple(kernel) != self.kernel_size or not adapts:
             raise ValueError(
                 f'its record is of filters {record.shape}, the model has {filter_shape(self)}: another architecture?'
@@ -148,13 +148,7 @@ class ImplicitLCConv2d(nn.Conv2d):
 
     def _adapt(self, filters: np.ndarray) -> np.ndarray:
         """Adapt filters to other input channels than the record's, as timm adapts a pretrained stem."""
-        channels = self.in_channels // self.groups
-        if filters.shape[1] == channels:
-            return filters
-        try:
-            return adapt_input_conv(channels, torch.from_numpy(filters)).numpy()
-        except NotImplementedError as error:
-            raise ValueError(f'its filters have {filters.shape[1]} input channels, the model {channels}') from error
+        return adapt_channels(torch.from_numpy(filters), self.in_channels // self.groups).numpy()
 
     def _place(self, built: Gram, device: Any) -> None:
         """Hold what multiplies the gradient, and the record with its fingerprint."""
@@ -263,7 +257,10 @@ def _load_block(
             _convert(block, state_dict, prefix)
         if prefix + _RECORD not in state_dict:
             if {prefix + 'weight', prefix + RECORD} & state_dict.keys():
-                raise ValueError('the checkpoint is not of an implicit LC-Block: build the model with `implicit=False`')
+                raise ValueError(
+                    f'the state has no `{_RECORD}`: it is partial, or of a network without implicit LC-Blocks, which '
+                    'needs `implicit=False`'
+                )
             return
         bits = state_dict[prefix + _RECORD]
         block.adopt(*decode(bits), bits.device if is_assigned else block.gram.device)
@@ -313,6 +310,11 @@ def _convert(block: ImplicitLCConv2d, state_dict: dict[str, Tensor], prefix: str
         block._place(built, block.gram.device)
 
 
+def is_linear(optimizer: Optimizer) -> bool:
+    """Return whether the steps of an optimizer are linear in the gradient: SGD's are, timm's cautious ones are not."""
+    return isinstance(optimizer, _SGD) and not any(group.get('caution') for group in optimizer.param_groups)
+
+
 @functools.cache
 def _watch_optimizers() -> None:
     """Warn once, at the first step of an optimizer that rescales the gradients of an implicit LC-Block."""
@@ -320,7 +322,7 @@ def _watch_optimizers() -> None:
 
     def watch(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         nonlocal is_told
-        if is_told or isinstance(optimizer, LINEAR):
+        if is_told or is_linear(optimizer):
             return
         if any(getattr(p, 'is_implicit', False) for group in optimizer.param_groups for p in group['params']):
             is_told = True

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from timm_lc.filters import FilterRecord, fingerprint
 
 __all__ = [
+    'COLOURS',
     'RECORD',
+    'adapt_channels',
     'copy_filters',
     'decode',
     'draw',
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 RECORD = 'record'
+COLOURS = 3  # input channels of a stem that can be adapted to others
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -117,17 +120,28 @@ def read(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[FilterRecord, i
 
 
 def fit(filters: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Adapt filters to the input channels of `conv`, as timm adapts a pretrained stem.
+    """Adapt filters to the input channels of `conv`.
 
     Raises:
-        ValueError: If more than the input channels differ.
+        ValueError: If more than the input channels differ, or those are not of a colour image.
     """
     shape = filter_shape(conv)
     if filters.shape == shape:
         return filters
     if filters.shape[0] == shape[0] and filters.shape[2:] == shape[2:] and conv.groups == 1:
-        try:
-            return adapt_input_conv(shape[1], filters)
-        except NotImplementedError:
-            pass
+        return adapt_channels(filters, shape[1])
     raise ValueError(f'its filters have shape {tuple(filters.shape)}, the model needs {shape}: another architecture?')
+
+
+def adapt_channels(filters: Tensor, channels: int) -> Tensor:
+    """Return filters (C_out, C_in, k_h, k_w) of `channels` inputs, adapted as timm adapts a pretrained stem.
+
+    Raises:
+        ValueError: If they are of another number than 3 inputs, the only one that timm adapts.
+    """
+    found = filters.shape[1]
+    if found == channels:
+        return filters
+    if found != COLOURS:
+        raise ValueError(f'its filters have {found} input channels, the model {channels}: only those of 3 are adapted')
+    return adapt_input_conv(channels, filters)

@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 
 from timm_lc._timm import replace_arguments
 from timm_lc.arguments import changeable
-from timm_lc.filters import EXPECTED
-from timm_lc.layers.frozen import is_frozen, share_convolution
-from timm_lc.layers.implicit import LINEAR, ImplicitLCConv2d, plain_convolution
+from timm_lc.filters import EXPECTED, FilterRecord
+from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, share_convolution
+from timm_lc.layers.implicit import ImplicitLCConv2d, is_linear, plain_convolution
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.shared import SharedFilters
 from timm_lc.layers.verify import verify
@@ -143,8 +143,8 @@ def _check(model: nn.Module, optimizer: Optimizer | None) -> None:
         raise ValueError(f'{type(model).__name__} has no LC-Block')
     if model in blocks:
         raise ValueError('`model` is itself an LC-Block, which cannot be replaced in place: put it into a module')
-    if optimizer is not None and (isinstance(optimizer, L1Optimizer) or not isinstance(optimizer, LINEAR)):
-        raise ValueError(f'`optimizer` must be SGD without a penalty, got {type(optimizer).__name__}')
+    if optimizer is not None and (isinstance(optimizer, L1Optimizer) or not is_linear(optimizer)):
+        raise ValueError(f'`optimizer` must be SGD without a penalty or caution, got {type(optimizer).__name__}')
     states = {} if optimizer is None else optimizer.state
     others = {key for state in states.values() for key, value in state.items() if value is not None} - {_MOMENTUM}
     if others:
@@ -171,15 +171,24 @@ def _explicit(block: ImplicitLCConv2d, weight: Tensor) -> LCConv2d:
     conv = plain_convolution(block, block.out_channels, bias=block.bias is not None).to_empty(device=weight.device)
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
         explicit = LCConv2d.from_convolution(conv, block.expansion, block.filter_record, freeze_spatial=True)
+    if not _has_own_shape(block.filter_record, explicit.spatial):
+        freeze_convolution(explicit.spatial, block.filter_record)  # whose filters are adapted
     with torch.no_grad():
         explicit.pointwise.weight.copy_(weight)
     explicit.pointwise.bias = block.bias
     return explicit.train(block.training)
 
 
+def _has_own_shape(record: FilterRecord, conv: nn.Conv2d) -> bool:
+    """Return whether `conv` has the filters of a record as they are, not adapted to other input channels."""
+    return record.shape == filter_shape(conv)
+
+
 def _share(convolutions: list[nn.Conv2d]) -> None:
     """Let, in place, convolutions whose records are of one shared vector slice it again."""
-    shared = [conv for conv in convolutions if conv.filter_record.is_shared]
+    shared = [
+        conv for conv in convolutions if conv.filter_record.is_shared and _has_own_shape(conv.filter_record, conv)
+    ]
     if not shared:
         return
     longest = max((conv.filter_record for conv in shared), key=lambda record: record.numel)

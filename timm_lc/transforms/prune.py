@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from timm_lc.arguments import check_module
+from timm_lc.arguments import check_module, unwrapped
 from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.spatial import pointwise_convolutions
 
@@ -81,7 +81,7 @@ def check_amount(amount: float) -> float:
 def _matched(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """Return the pointwise convolutions, of those with the same weight the first; at least one."""
     owners: dict[int, tuple[str, nn.Conv2d]] = {}
-    for name, conv in pointwise_convolutions(model):
+    for name, conv in pointwise_convolutions(unwrapped(model)):
         owners.setdefault(id(conv.weight), (name, conv))
     if not owners:
         raise ValueError(f'{type(model).__name__} has no pointwise convolution to prune')
