@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, adapt_input_conv, load_pretrained
 from timm.models._features import feature_take_indices as feature_take_indices
 from timm.models._hub import save_config_for_hf
 from timm.models._registry import _model_pretrained_cfgs
 from timm.optim._optim_factory import default_registry as optimizer_registry
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     'default_cfg',
     'describe_as',
     'describe_images',
     'feature_take_indices',
+    'load_weights',
     'name_local_weights',
     'optimizer_registry',
     'record_arguments',
@@ -64,6 +65,25 @@ def name_local_weights(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
     weights = Path(pretrained_cfg.get('file') or '', 'model.safetensors')
     is_folder = pretrained_cfg.get('source') == 'local-dir' and weights.is_file()
     return {**pretrained_cfg, 'source': 'file', 'file': str(weights)} if is_folder else pretrained_cfg
+
+
+def load_weights(model: nn.Module, num_classes: int, channels: int, cache_dir: Any) -> None:
+    """Load the weights that the config of `model` names, its stem adapted only where it does not fit as it is.
+
+    timm before 1.0.31 adapts every stem as if it had 3 input channels, and leaves one of others random.
+    """
+    cfg, stems = name_local_weights(model.pretrained_cfg), model.pretrained_cfg['first_conv']
+    if hasattr(model, '_traits'):
+        load_pretrained(model, cfg, num_classes, channels, cache_dir=cache_dir)
+        return
+
+    def fit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        for key in [f'{name}.weight' for name in stems if f'{name}.weight' in state]:
+            if state[key].shape != model.get_parameter(key).shape:
+                state[key] = adapt_input_conv(channels, state[key])
+        return state
+
+    load_pretrained(model, {**cfg, 'first_conv': None}, num_classes, channels, fit, cache_dir=cache_dir)
 
 
 def save_config(model: nn.Module, path: Path, *, model_config: dict[str, Any], model_args: dict[str, Any]) -> None:

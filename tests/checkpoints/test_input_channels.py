@@ -7,6 +7,7 @@ from torch import nn
 
 import timm_lc
 from timm_lc.analysis.conditioning import conditioning_page
+from timm_lc.checkpoints.checkpoint import load_model
 
 NAME = 'lc_resnet20_16x8'
 FORMS = [{}, {'share_weights': True}, {'share_weights': True, 'recycle': 4}, {'implicit': True}]
@@ -14,6 +15,25 @@ FORMS = [{}, {'share_weights': True}, {'share_weights': True, 'recycle': 4}, {'i
 
 def saved(tmp_path, **kwargs):
     return f'local-dir:{timm_lc.save_pretrained(timm.create_model(NAME, seed=7, **kwargs).eval(), tmp_path)}'
+
+
+@pytest.mark.parametrize('kwargs', [*FORMS, {'freeze_spatial': False}])
+@pytest.mark.parametrize('channels', [1, 4])
+def test_a_trained_stem_of_other_channels_comes_back(channels, kwargs, tmp_path):
+    model = timm.create_model(NAME, seed=7, in_chans=channels, **kwargs).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    folder, images = timm_lc.save_pretrained(model, tmp_path), torch.randn(2, channels, 32, 32)
+    for loaded in (load_model(folder), timm.create_model(f'local-dir:{folder}', pretrained=True).eval()):
+        assert torch.equal(loaded(images), model(images))
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'freeze_spatial': False}, {'implicit': True}])
+def test_a_frozen_checkpoint_gives_a_grey_stem_in_every_form(kwargs, tmp_path):
+    address, images = saved(tmp_path), torch.randn(2, 1, 32, 32)
+    grey, colour = (timm.create_model(address, pretrained=True, **kwargs, **to).eval() for to in ({'in_chans': 1}, {}))
+    torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('kwargs', FORMS)

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import PretrainedCfg, generate_default_cfgs, load_pretrained, register_model, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from timm_lc._timm import describe_as, name_local_weights, record_arguments
+from timm_lc._timm import describe_as, load_weights, record_arguments
 from timm_lc.layers.frozen import freeze_convolution, is_frozen, share_convolution
 from timm_lc.layers.packing import add_unpacking
 from timm_lc.layers.sliced import is_shared
@@ -65,7 +65,7 @@ def build(
     describe_as(model, name, _learnable_stem(model, first_conv))
     if pretrained:
         classes, channels = getattr(model, 'num_classes', 0), kwargs.get('in_chans', 3)
-        load_pretrained(model, name_local_weights(model.pretrained_cfg), classes, channels, cache_dir=cache_dir)
+        load_weights(model, classes, channels, cache_dir)
     if not feature_kwargs.get('features_only'):
         return model
     wrapped = options.apply(create_base(pretrained_cfg=cfg, **kwargs, **feature_kwargs))
