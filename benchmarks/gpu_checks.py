@@ -4,7 +4,6 @@ On a CPU, which has neither, each takes the nearest step, so that a test can run
 """
 
 import argparse
-import os
 import sys
 
 import timm
@@ -30,8 +29,8 @@ def main(argv=None):
 
 def check_sync_bn(device):
     """Train in DDP with synchronised batch norm, in a group of one, and without; the losses must be the same."""
-    os.environ |= {'MASTER_ADDR': 'localhost', 'MASTER_PORT': os.environ.get('MASTER_PORT', '29517')}
-    torch.distributed.init_process_group('nccl' if device.type == 'cuda' else 'gloo', rank=0, world_size=1)
+    backend, alone = 'nccl' if device.type == 'cuda' else 'gloo', torch.distributed.HashStore()
+    torch.distributed.init_process_group(backend, store=alone, rank=0, world_size=1)
     try:
         plain, synchronised = network(device), convert_sync_batchnorm(network(device))
         if device.type == 'cpu':  # where synchronised batch norm evaluates only

@@ -54,6 +54,7 @@ def installed(built, tmp_path_factory):
 
 def run_installed(installed, folder, *command):
     environment = {**os.environ, 'PYTHONPATH': str(installed)}
+    environment.pop('TIMM_SCRIPTS', None)
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -111,7 +111,7 @@ def test_every_command_runs(page, line, there):
 def test_every_snippet_runs(page, number, text, there):
     needs = re.match('# needs (.*)\n', text)
     if needs:
-        pytest.importorskip(needs[1])
+        pytest.importorskip(needs[1], reason=f'needs {needs[1]}: pip install {needs[1]}')
     names = {}
     exec(text.replace('range(31)', 'range(2)'), names)
     for told in re.findall(r'# ParameterCount\((.*), \.\.\.\)', text):
@@ -147,9 +147,19 @@ def test_accuracies_of_the_readme_are_those_of_the_results():
     page = (ROOT / 'results/v2-fig4a/table.md').read_text() + (ROOT / 'results/theory2/table.md').read_text()
     assert len(told) == 10  # plain's twice
     assert all(number in page for number in told)
-    timing = (ROOT / 'results/table3/table.md').read_text().replace(',', '')
-    frozen = [line for line in timing.splitlines() if '+ Freezing' in line]
-    assert ['23481.7' in frozen[0], '6429' in frozen[0], '198.2' in frozen[1], '336' in frozen[1]] == [True] * 4
+
+
+def test_step_times_of_the_readme_are_those_of_the_results():
+    text, forms = (ROOT / 'README.md').read_text(), 'as two convolutions|as one|implicit|folded|plain'
+    told = {form: seconds for seconds, form in re.findall(rf'([\d.]+) s\s+({forms})', text)}
+    names = {('freezing', 'two convolutions'): 'as two convolutions', ('freezing', 'one convolution'): 'as one',
+             ('freezing', 'implicit'): 'implicit', ('folded', ''): 'folded', ('plain', ''): 'plain'}  # fmt: skip
+    rows = json.loads((ROOT / 'results/bench/bench.json').read_text())['rows']
+    measured = {(row['row'], row['form']): row['seconds']['step']['median'] for row in rows}
+    steps = {name: measured[key] for key, name in names.items()}
+    assert told.keys() == steps.keys()
+    for name, seconds in told.items():
+        assert float(seconds) == pytest.approx(steps[name], abs=0.5 * 10 ** -len(seconds.partition('.')[2])), name
 
 
 def test_the_control_of_the_readme_is_that_of_the_results():

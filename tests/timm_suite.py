@@ -140,6 +140,8 @@ def report(names, bases, outcomes):
         print(f'{name:34}{row(mine)}   {base or "-":28}{row(theirs)}  {not_offered}')
         if not mine:
             problems.append(f'{name}: no test was collected')
+        if base and not theirs:
+            problems.append(f'{base}: no test was collected')
         for function, result in mine.items():
             if result == 'failed' or (result == 'skipped' and theirs.get(function) != 'skipped'):
                 spared = base and (function not in theirs or base.startswith(SPARED.get(function, ())))

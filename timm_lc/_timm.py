@@ -1,5 +1,6 @@
 """The only file that touches timm's non-public names."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,9 +79,11 @@ def load_weights(model: nn.Module, num_classes: int, channels: int, cache_dir: A
         return
 
     def fit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        for key in [f'{name}.weight' for name in stems if f'{name}.weight' in state]:
-            if state[key].shape != model.get_parameter(key).shape:
-                state[key] = adapt_input_conv(channels, state[key])
+        parameters = dict(model.named_parameters())
+        for key in {f'{name}.weight' for name in stems} & state.keys() & parameters.keys():
+            if state[key].shape[1:2] != parameters[key].shape[1:2]:
+                with contextlib.suppress(NotImplementedError, AssertionError):  # `load_state_dict` then tells the layer
+                    state[key] = adapt_input_conv(channels, state[key])
         return state
 
     load_pretrained(model, {**cfg, 'first_conv': None}, num_classes, channels, fit, cache_dir=cache_dir)

@@ -9,7 +9,7 @@ from torch import nn
 from timm_lc import LCConv2d, freeze_spatial
 from timm_lc.analysis.conditioning import condition, conditioning_page
 from timm_lc.cli import main
-from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord
+from timm_lc.filters import EXPECTED, ORTHOGONAL, FilterRecord, layer_stream
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,10 @@ def test_page_lists_each_block_and_all(implicit):
         model = timm.create_model('lc_resnet20_16x2', implicit=implicit)
     lines = conditioning_page(model).splitlines()
     assert len(lines) == 2 + sum(p.endswith(('conv1', 'conv2')) for p, _ in model.named_modules())
-    assert lines[1].split()[:6] == ['conv1', '27', 'of', '27', '100.0%', lines[1].split()[5]]
+    record = FilterRecord((32, 3, 3, 3), 0, layer_stream('conv1.spatial'))
+    values = np.linalg.svd(record.filters().reshape(32, 27), compute_uv=False)
+    assert lines[1].split()[:5] == ['conv1', '27', 'of', '27', '100.0%']
+    assert float(lines[1].split()[5]) == pytest.approx((values[0] / values[-1]) ** 2, rel=0.01)
     assert lines[-1].split()[0] == 'all'
     assert '22.2%' in lines[-1]  # 2 of 9
 

@@ -270,7 +270,6 @@ def test_an_adapter_survives_training_a_copy_and_float_casts(stock, images, tmp_
     model = learned(add_adapters(stock(), 4))
     twin = load_adapter(copy.deepcopy(model), save_adapter(model, tmp_path / 'task.safetensors'))
     assert torch.equal(twin(images), model(images))
-    assert timm_lc.load_adapter is load_adapter
 
 
 @pytest.fixture

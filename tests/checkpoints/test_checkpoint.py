@@ -23,6 +23,7 @@ import timm
 import torch
 import yaml
 from packaging.version import Version
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.utils import CheckpointSaver, ModelEmaV3
 from timm_suite import FAMILIES, PAPER
@@ -546,13 +547,14 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_failure_leaves_the_older_checkpoint_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', [OSError, SafetensorError])
+def test_a_failure_leaves_the_older_checkpoint_and_nothing_else(kind, tmp_path, monkeypatch):
     folder = save_pretrained(build(), tmp_path / 'saved')
     before = contents(folder)
 
     def fail(tensors, path, **kwargs):
         Path(path).write_bytes(b'half')
-        raise OSError('No space left on device')
+        raise kind('No space left on device')
 
     monkeypatch.setattr(checkpoint, 'save_file', fail)
     with pytest.raises(OSError, match='No space left'):
@@ -586,8 +588,12 @@ def test_a_network_is_saved_into_the_folder_that_it_was_loaded_from(load, tmp_pa
 
 
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path):
-    save_pretrained(build(), tmp_path)
-    assert (tmp_path / 'model.safetensors').stat().st_mode == (tmp_path / 'config.json').stat().st_mode
+    before = os.umask(0o022)
+    try:
+        save_pretrained(build(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ('model.safetensors', 'config.json')} == {0o644}
 
 
 def test_the_same_network_gives_the_same_bytes_and_says_nothing_of_the_machine(tmp_path):

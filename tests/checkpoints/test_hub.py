@@ -181,7 +181,8 @@ logits.append(timm.create_model('hf-hub:{NAME}', pretrained=True).eval()(images)
 torch.save(logits, {str(tmp_path / 'logits.pt')!r})
 """
     torch.save(images, tmp_path / 'images.pt')
-    environment = {**os.environ, 'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home'), 'OMP_NUM_THREADS': '1'}
+    places = {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home'), 'HF_HUB_CACHE': str(tmp_path / 'home/hub')}
+    environment = {**os.environ, **places, 'HF_HUB_OFFLINE': '0', 'OMP_NUM_THREADS': '1'}
     del environment['HF_TOKEN']
     subprocess.run([sys.executable, '-c', code], check=True, env=environment)
     plain, own = torch.load(tmp_path / 'logits.pt')
@@ -649,7 +650,10 @@ def test_names_that_climb_out_of_a_repository_reach_no_file_here(hub, tmp_path, 
     present = repository.resolve('main')
     climbing = dict.fromkeys(('../evil', 'plain/../../../evil', '/evil'), (b'evil', False))
     repository.add('main', Commit(present.files | climbing, 'climb', present.oid))
-    before = {path for path in tmp_path.rglob('*') if path.name == 'evil'}
+    temporary = tmp_path / 'a/b/c/d'  # deep enough that what climbs out of it is found
+    temporary.mkdir(parents=True)
+    monkeypatch.setattr('tempfile.tempdir', str(temporary))
     push_to_hub(build(8), NAME)
-    assert {path for path in tmp_path.rglob('*') if path.name == 'evil'} == before == set()
+    assert not [path for path in tmp_path.rglob('*') if path.name == 'evil']
+    assert not Path('/evil').exists()
     assert climbing.keys() <= repository.resolve('main').files.keys()

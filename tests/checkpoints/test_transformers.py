@@ -19,7 +19,7 @@ from timm_lc.naming import name_classes
     ],
 )
 def test_transformers_opens_a_folder_with_the_same_logits(name, kwargs, size, tmp_path):
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', reason="needs transformers: pip install 'timm_lc[transformers]'")
     model = timm.create_model(name, **kwargs).eval()
     names = [f'class {index}' for index in range(model.num_classes)]
     name_classes(model, names)
@@ -33,7 +33,7 @@ def test_transformers_opens_a_folder_with_the_same_logits(name, kwargs, size, tm
 
 @pytest.mark.parametrize('kwargs', [{}, {'share_weights': True}, {'expansion': 2}])
 def test_transformers_opens_filters_that_no_seed_gives(kwargs, tmp_path):
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', reason="needs transformers: pip install 'timm_lc[transformers]'")
     model = timm.create_model('lc_test_resnet', num_classes=4, **kwargs).eval()
     conv = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
     conv.weight.data += 0.1

@@ -57,6 +57,8 @@ def nowhere(tmp_path, monkeypatch):
     """Leave no place to find train.py in: an empty folder, an empty cache, no network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('TIMM_SCRIPTS', raising=False)
+    monkeypatch.setenv('NO_PROXY', '*')
+    monkeypatch.setenv('no_proxy', '*')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr(scripts, 'SOURCE', 'http://127.0.0.1:9/v{version}/{script}')
     return tmp_path / 'cache/hub/timm_lc' / f'v{TAG}' / 'train.py'

@@ -366,7 +366,7 @@ def test_copies_of_a_shared_network_do_not_share_with_it():
 @pytest.mark.parametrize('recycle', [1, 2, 16])
 def test_torchs_older_exporter_writes_shared_blocks(recycle, images):
     """It loses track of sizes that are computed, and a convolution needs those of its kernel."""
-    onnxruntime = pytest.importorskip('onnxruntime')
+    onnxruntime = pytest.importorskip('onnxruntime', reason="needs onnxruntime: pip install 'timm_lc[onnx]'")
     block = share_weights(nn.Sequential(LCConv2d(3, 4, 3, expansion=8)), recycle=recycle).eval()
     buffer = io.BytesIO()
     names = {'input_names': ['images'], 'output_names': ['outputs']}

@@ -175,13 +175,21 @@ CONVERTED = [('frozen', 'learnable'), ('LC-Blocks', 'implicit'), ('implicit', 'l
 @pytest.mark.parametrize('source', FORMS)
 def test_a_checkpoint_of_another_form_is_refused_by_layer_whatever_strict_says(source, kind):
     """As `--pretrained-path` with another number of classes loads it."""
-    state = timm.create_model('lc_test_resnet', **FORMS[source]).state_dict()
-    model = timm.create_model('lc_test_resnet', **FORMS[kind])
+    other = timm.create_model('lc_test_resnet', seed=7, **FORMS[source]).eval()
+    model = timm.create_model('lc_test_resnet', **FORMS[kind]).eval()
     if source == kind or (source, kind) in CONVERTED:
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict(other.state_dict(), strict=False)
+        images = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(model(images), other(images), rtol=1e-4, atol=1e-5)
         return
     with pytest.raises(RuntimeError, match=r'layer `(conv1|stages\.0\.0\.conv1)'):
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict(other.state_dict(), strict=False)
+
+
+def test_an_lc_block_where_there_is_none_is_named():
+    blocks = timm.create_model('lc_test_resnet', expansion=2).state_dict()
+    with pytest.raises(RuntimeError, match=r'layer `conv1.*`: the checkpoint has an LC-Block or an adapter here'):
+        timm.create_model('lc_test_resnet').load_state_dict(blocks, strict=False)
 
 
 @every_variant

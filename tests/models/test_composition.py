@@ -85,16 +85,20 @@ def test_compile_fullgraph_forward_and_backward(net, image):
 
 def test_gradient_checkpointing_gives_the_same_gradients(model, image):
     model.train()
-    grads = []
+    grads, calls = [], []
     for enable in (False, True):
         twin = copy.deepcopy(model)
         twin.set_grad_checkpointing(enable)
+        calls.append([])
+        for norm in twin.modules():
+            norm.register_forward_hook(lambda module, *_, into=calls[-1]: into.append(module))
         for norm in twin.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.momentum = 0.0
         torch.manual_seed(0)
         twin(image).square().mean().backward()
         grads.append([p.grad for p in twin.parameters()])
+    assert len(calls[1]) > len(calls[0])  # layers compute again in the backward
     assert all(grad is not None for grad in grads[0])
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain)

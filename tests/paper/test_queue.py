@@ -17,6 +17,7 @@ from timm_lc.cli import main
 from timm_lc.paper import runs
 from timm_lc.training.files import lock
 
+CHECKOUT = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}
 COMMON = ['--data', 'images', '--epochs', '2', '--batch-size', '8', '--device', 'cpu']
 QUEUE = """
 # the plain network first: one run, all places
@@ -65,7 +66,7 @@ def test_killed_queue_goes_on_to_the_bit(queue, tmp_path, capsys):
         'trainer.learning_rate = killed; main(sys.argv[1:])'
     )
     command = [sys.executable, '-c', script, 'reproduce', '--queue', 'queue.txt', *COMMON]
-    assert subprocess.run(command, capture_output=True, env=os.environ).returncode == -signal.SIGKILL
+    assert subprocess.run(command, capture_output=True, env=CHECKOUT).returncode == -signal.SIGKILL
     (folder,) = folders(tmp_path)
     assert (folder / 'state.pt').exists()
     assert not measured(tmp_path, 'fig1')
@@ -137,7 +138,7 @@ def test_unfinished_run_is_adopted_and_goes_on(queue, tmp_path, capsys):
         'trainer.learning_rate = stop; main(sys.argv[1:])'
     )
     command = [sys.executable, '-c', script, 'cifar', *model, *COMMON, '--output', 'elsewhere']
-    assert subprocess.run(command, capture_output=True).returncode == 9
+    assert subprocess.run(command, capture_output=True, env=CHECKOUT).returncode == 9
     (tmp_path / 'queue.txt').write_text('fig1 --only plain --values 1 --runs 1')
     assert queue('--adopt', 'elsewhere', '--dry-run') == 0
     assert 'interrupted lc_lowres_resnet20-seed0-' in capsys.readouterr().out

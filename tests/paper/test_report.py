@@ -158,8 +158,19 @@ def test_short_runs_stand_below_full_length_ones_that_show_less(results, capsys)
     assert (results / 'fig1' / 'fig1.png').is_file()
     assert '| 4 | 61.00' in (results / 'fig1' / 'fig1-short.md').read_text()
     assert '44.00' in (results / 'fig1' / 'fig1-short-2.md').read_text()
-    headings = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'## (.*)', text)}
-    assert set(re.findall(r'\]\(#(.*?)\)', text)) == headings
+    headings = [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'## (.*)', text)]
+    assert sorted(re.findall(r'\]\(#(.*?)\)', text)) == sorted(headings)
+    assert len(set(headings)) == len(headings)
+
+
+def test_pages_of_short_runs_go_when_longer_ones_show_their_points(results, capsys):
+    append(results / 'fig1', *(line('plain', x, 0, {'accuracy': 91.0}, epochs=75) for x in (4, 8)))
+    assert main(['report', str(results)]) == 0
+    assert len([*(results / 'fig1').glob('fig1-short*')]) == 3
+    series = ('frozen random', 'learnable')
+    append(results / 'fig1', *(line(each, x, 0, {'accuracy': 91.0}, epochs=75) for each in series for x in (4, 8)))
+    assert main(['report', str(results)]) == 0
+    assert not [*(results / 'fig1').glob('fig1-short*')]
 
 
 def test_short_runs_of_the_same_points_give_way_to_full_length_ones(results, capsys):

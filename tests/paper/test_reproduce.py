@@ -362,6 +362,7 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
         (['fig1', '--runs', '0'], '`runs` must be a positive integer, got 0'),
         (['fig1', '--limit', '-5', '--list'], '`limit` must be a positive integer, got -5'),
         (['fig1', '--jobs', '0', '--dry-run'], '`jobs` must be a positive integer, got 0'),
+        (['fig1', '--only', '('], "`only` must be a regular expression, got '('"),
         (['fig1', '--max-minutes', 'nan'], '`max_minutes` must be 0 or a positive number, got nan'),
         (['fig1', '--output', 'images/train/class0/0.png/results'], 'Not a directory'),
         (['fig1', '--device', 'meta'], '`--device meta`'),

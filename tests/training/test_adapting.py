@@ -1,5 +1,7 @@
 """What the comparison of ways to adapt trains, and on which images."""
 
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -8,6 +10,8 @@ from torch import nn
 
 from timm_lc.training.adapting import METHODS, Tuning, choose, learn, shrink, stored_bytes
 from timm_lc.training.data import Images
+
+PEFT = "needs peft: pip install 'timm_lc[compare]'"
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_methods_learn_what_they_say(method, kinds):
 
 
 def test_lora_learns_its_matrices_norms_and_head():
-    pytest.importorskip('peft')
+    pytest.importorskip('peft', reason=PEFT)
     model = METHODS['LoRA, rank 8 (peft)'](timm.create_model('test_resnet', num_classes=4))
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     plain = timm.create_model('test_resnet', num_classes=4)
@@ -91,8 +95,17 @@ def test_bytes_are_of_what_learns():
     assert whole < stored_bytes(plain()) < whole + 100 * len(plain().state_dict())
     head = plain().fc.weight.nbytes + plain().fc.bias.nbytes
     assert head < stored_bytes(METHODS['head only'](plain())) < head + 300
-    pytest.importorskip('peft')
-    lora = METHODS['LoRA, rank 8 (peft)'](plain())
+
+
+def test_bytes_of_lora_are_of_what_learns():
+    pytest.importorskip('peft', reason=PEFT)
+    lora = METHODS['LoRA, rank 8 (peft)'](timm.create_model('test_resnet', num_classes=4))
     learned = sum(parameter.nbytes for parameter in lora.parameters() if parameter.requires_grad)
     statistics = sum(buffer.nbytes for buffer in lora.buffers())
     assert learned + statistics < stored_bytes(lora) < learned + statistics + 120 * len(lora.state_dict())
+
+
+def test_lora_without_peft_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(ModuleNotFoundError, match=r"LoRA needs peft: pip install 'timm_lc\[compare\]'"):
+        METHODS['LoRA, rank 8 (peft)'](timm.create_model('test_resnet', num_classes=4))

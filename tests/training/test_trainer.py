@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +262,23 @@ def test_refused_run_leaves_the_folder_to_the_next(images, tmp_path):
     train(RUN, images, tmp_path, CPU)
 
 
+def test_a_full_disk_is_told_and_leaves_the_state_before(images, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')
+
+    monkeypatch.setattr(trainer, 'SAVE_SECONDS', 0)
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match=r'cannot write .*state\.pt: .*unexpected pos'):
+        train(RUN, images, tmp_path, CPU)
+    assert {path.name for path in tmp_path.iterdir()} == {'run.json', 'metrics.jsonl'}
+
+
+def test_training_leaves_the_random_state_as_it_was(images, tmp_path):
+    before = torch.get_rng_state()
+    train(RUN, images, tmp_path, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize('name', ['lc_inception_v3', 'vit_tiny_patch16_224'])
 def test_network_that_does_not_take_the_images_is_named(name, images, tmp_path):
     run = Run(name, recipe=Recipe(batch_size=16))
@@ -297,20 +315,50 @@ def test_dead_process_is_told():
 
 
 def test_an_error_ends_the_processes_of_the_runs_alone():
-    other = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,))
+    other = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(600,))
     other.start()
-    with pytest.raises(ValueError, match=r'math domain|nonnegative'):
-        list(in_parallel(math.sqrt, [(1.0,), (-1.0,)], 2))
-    time.sleep(0.5)
-    assert other.is_alive()
-    other.kill()
+    try:
+        with pytest.raises(ValueError, match=r'math domain|nonnegative'):
+            list(in_parallel(math.sqrt, [(1.0,), (-1.0,)], 2))
+        time.sleep(0.5)
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='needs /proc, of Linux')
+def test_processes_end_with_a_killed_command(tmp_path):
+    work = f'import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(600)'
+    code = f'list(in_parallel(exec, [({work!r},)] * 2, 2))'
+    script = tmp_path / 'script.py'
+    script.write_text(f"from timm_lc.training.parallel import in_parallel\nif __name__ == '__main__':\n    {code}\n")
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}
+    command = subprocess.Popen([sys.executable, script], env=environment)
+    workers = wait_for(lambda: [path.name for path in tmp_path.iterdir() if path.name.isdecimal()], 2)
+    command.kill()
+    command.wait()
+    assert len(wait_for(lambda: [pid for pid in workers if not is_running(pid)], 2)) == 2
+
+
+def wait_for(find, count, seconds=300):
+    end = time.monotonic() + seconds
+    while len(found := find()) < count and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def is_running(pid):
+    """Return whether a process is there and not a zombie, which its parent has not asked for yet."""
+    stat = Path(f'/proc/{pid}/stat')
+    return stat.exists() and stat.read_text().rpartition(') ')[2][0] != 'Z'
 
 
 def test_error_in_a_process_is_passed_on_and_ends_the_others():
     begun = time.monotonic()
     with pytest.raises(ValueError, match=r'math domain|nonnegative'):
-        list(in_parallel(_sleep_or_fail, [(60,), (-1,)], 2))
-    assert time.monotonic() - begun < 45
+        list(in_parallel(_sleep_or_fail, [(600,), (-1,)], 2))
+    assert time.monotonic() - begun < 300
 
 
 def _sleep_or_fail(seconds):
@@ -354,6 +402,18 @@ def test_classes_of_a_folder_stand_in_timms_order(tree):
     assert images.classes[images.validation_labels[white]] == 'class2'
 
 
+def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(ModuleNotFoundError, match=r"the digits need scikit-learn: pip install 'timm_lc\[demo\]'"):
+        load_images('digits')
+
+
+def test_arguments_that_the_images_decide_are_refused(tree, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['cifar', '--model', 'lc_resnet20_16x1', '--model-kwargs', 'num_classes=3', '--data', str(tree())])
+    assert '`--model-kwargs` must leave num_classes to `--data`' in capsys.readouterr().err
+
+
 def test_digits_are_read():
     images = load_images('digits', limit=100)
     assert images.train.shape == (100, 3, 32, 32)
@@ -372,6 +432,17 @@ def test_digits_are_read():
 def test_folder_that_is_of_no_use_is_refused(tree, layout, text):
     with pytest.raises(ValueError, match=text):
         load_images(str(tree(**layout)))
+
+
+def test_splits_that_differ_are_refused(tree):
+    root = tree()
+    for path in (root / 'validation').rglob('*.png'):
+        Image.new('RGB', (9, 8)).save(path)
+    with pytest.raises(ValueError, match=r'all images must have one size, got \(3, 8, 8\) and \(3, 8, 9\)$'):
+        load_images(str(root))
+    (root / 'validation/dog').rename(root / 'validation/wolf')
+    with pytest.raises(ValueError, match='train/ and validation/ must hold the same classes'):
+        load_images(str(root))
 
 
 def test_unreadable_image_is_named(tree):

@@ -126,6 +126,8 @@ def test_pruning_a_block_of_1x1_filters_prunes_what_it_learns(freeze):
     if freeze:
         assert torch.equal(block.spatial.weight, before)
         assert (block.pointwise.weight == 0).sum() == 32
+    else:
+        assert (block.spatial.weight == 0).sum() + (block.pointwise.weight == 0).sum() == 64
 
 
 def test_networks_by_their_lc_name_leave_channel_attention_in_silence():

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_lc.arguments import check_module
-from timm_lc.checkpoints.checkpoint import CONFIG, file_metadata, stored_tensors
+from timm_lc.checkpoints.checkpoint import CONFIG, file_metadata, stored_tensors, write_tensors
 from timm_lc.checkpoints.reading import ADAPTER, open_safetensors, read_checkpoint
 from timm_lc.filters import FilterRecord
 from timm_lc.layers.adapter import AdaptedConv2d
@@ -91,7 +90,7 @@ def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.saving-') as staged:
         written = Path(staged, path.name)
-        save_file(tensors, written, metadata=file_metadata(tensors, model))
+        write_tensors(tensors, written, file_metadata(tensors, model))
         written.chmod(_new_file_mode(Path(staged)))  # safetensors lets the owner alone read it
         return written.replace(path)
 

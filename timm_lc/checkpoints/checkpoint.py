@@ -40,7 +40,7 @@ from timm_lc.transforms.fingerprint import FINGERPRINT
 
 __all__ = [
     'file_metadata', 'is_foreign_card', 'load_model', 'save_pretrained', 'stored_tensors',
-    'stored_weights', 'train_arguments', 'weights_file',
+    'stored_weights', 'train_arguments', 'weights_file', 'write_tensors',
 ]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
@@ -89,10 +89,7 @@ def save_pretrained(
         _write_config(model, Path(staged, CONFIG), model_args, facts or Facts())
         _check_rebuilds(model, Path(staged))
         tensors = stored_tensors(model, sparse=sparse, dtype=dtype)
-        try:
-            save_file(tensors, Path(staged, WEIGHTS), metadata=file_metadata(tensors, model))
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f'cannot write {directory / WEIGHTS}: {error}') from error
+        write_tensors(tensors, Path(staged, WEIGHTS), file_metadata(tensors, model))
         Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
         if card is None:
             card = model_card(model, facts=facts, stored=stored_weights(model, sparse=sparse, dtype=dtype))
@@ -101,6 +98,14 @@ def save_pretrained(
         for name in (WEIGHTS, CONFIG) if keeps_card else (WEIGHTS, CONFIG, CARD):
             Path(staged, name).replace(directory / name)
     return directory
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; what a full disk makes of that is an `OSError`."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f'cannot write {path}: {error}') from error
 
 
 def stored_weights(model: nn.Module, *, sparse: bool = False, dtype: torch.dtype | None = None) -> int:

@@ -10,7 +10,7 @@ from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.overview import answer, headline, hours, untimed, verdicts
 from timm_lc.paper.plots import require_plots, svg
 from timm_lc.paper.results import RUNS, Line, Results
-from timm_lc.paper.sections import Section, provenance, sections_of, write_section
+from timm_lc.paper.sections import Section, provenance, sections_of, write_sections
 from timm_lc.paper.tables import markdown
 from timm_lc.paper.verdicts import SHORT
 from timm_lc.training.files import write_text
@@ -60,8 +60,7 @@ def write_report(directory: Path) -> list[Path]:
     if not results:
         raise ValueError(f'`DIR` must hold results of `timm-lc reproduce`, such as fig1/{RUNS}, got {directory}')
     sections = [each for name, lines in results.items() for each in sections_of(EXPERIMENTS[name], lines)]
-    for section in sections:
-        write_section(section, directory)
+    write_sections(sections, directory)
     text = _markdown(sections, results)
     drawings = {_picture(section): svg(section.figure) for section in sections if section.figure is not None}
     pages = {'report.md': text, 'report.html': _html(text, drawings)}

@@ -13,7 +13,7 @@ from timm_lc.paper.measures import UNTRAINED
 from timm_lc.paper.planning import Job, Options, chosen, open_results, plan
 from timm_lc.paper.results import RUNS, Line, Results, setting_of
 from timm_lc.paper.runs import describe_run, measure_run, read_run, train_once
-from timm_lc.paper.sections import sections_of, write_section
+from timm_lc.paper.sections import sections_of, write_sections
 from timm_lc.training.data import Images, load_images
 from timm_lc.training.parallel import in_parallel
 from timm_lc.training.recipe import Run
@@ -116,7 +116,7 @@ def _write(experiment: Experiment, results: Results, options: Options) -> str:
         commands = f': {results.directory / "commands.sh"} trains it' if experiment.by_train_script else ''
         return f'nothing is measured yet{commands}'
     sections = sections_of(experiment, results.lines)
-    paths = ', '.join(str(write_section(section, options.output)) for section in sections)
+    paths = ', '.join(map(str, write_sections(sections, options.output)))
     run = describe_run(Run('', seed=0, recipe=options.recipe), experiment.data or options.data_name, options.limit)
     shown = {line.setting for section in sections for line in section.lines}
     unseen = setting_of(run) in {line.setting for line in results.lines} - shown

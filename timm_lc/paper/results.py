@@ -170,7 +170,7 @@ def settings(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
         content = json.loads(setting)
         return content['epochs'], content['limit'] or math.inf, found.count(setting)
 
-    ranked = sorted(set(found), key=rank, reverse=True)
+    ranked = sorted(dict.fromkeys(found), key=rank, reverse=True)
     departing = {line.setting for line in trained if departures(experiment, line)}
     return [setting for setting in ranked if setting not in departing] or ranked[:1]
 

@@ -16,7 +16,7 @@ from timm_lc.paper.verdicts import Verdict, findings, incomparable, shortfall, v
 from timm_lc.training.files import write_text
 from timm_lc.training.recipe import Recipe
 
-__all__ = ['Section', 'make_section', 'provenance', 'sections_of', 'write_section']
+__all__ = ['Section', 'make_section', 'provenance', 'sections_of', 'write_sections']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Section:
     @property
     def title(self) -> str:
         """What stands above it."""
-        return f'{self.experiment.id}: {self.experiment.title}'
+        return f'{self.name}: {self.experiment.title}'
 
     @property
     def heading(self) -> str:
@@ -114,7 +114,18 @@ def _belongs(line: Line, setting: str, is_tuned: bool) -> bool:
     return line.setting in ('', setting)
 
 
-def write_section(section: Section, output: Path) -> Path:
+def write_sections(sections: Sequence[Section], output: Path) -> list[Path]:
+    """Write all sections of an experiment below `output` / id, and remove those that are no more; return the tables."""
+    paths = [_write_section(section, output) for section in sections]
+    names = {section.name for section in sections}
+    for experiment in {section.experiment.id for section in sections}:
+        for path in (output / experiment).glob(f'{experiment}-short*'):
+            if path.stem not in names:
+                path.unlink()
+    return paths
+
+
+def _write_section(section: Section, output: Path) -> Path:
     """Write the table, which is returned, and the figure as PNG and SVG, below `output` / id."""
     folder = output / section.experiment.id
     path = folder / ('table.md' if section.name == folder.name else f'{section.name}.md')

@@ -55,12 +55,12 @@ def _points(experiment: Experiment, cells: Cells) -> list[tuple[str, Any]]:
     return list(dict.fromkeys((v.facet, v.x) for v in experiment.variants if (v.facet, v.x) in known))
 
 
-def _constant(experiment: Experiment) -> set[tuple[str, str]]:
+def _constant(experiment: Experiment) -> list[tuple[str, str]]:
     """Return (facet, series) of what is one network at several places."""
     networks: dict[tuple[str, str], list[Variant]] = {}
     for variant in experiment.variants:
         networks.setdefault((variant.facet, variant.series), []).append(dataclasses.replace(variant, x=0))
-    return {key for key, (first, *others) in networks.items() if others and all(other == first for other in others)}
+    return [key for key, (first, *others) in networks.items() if others and all(other == first for other in others)]
 
 
 def series_of(experiment: Experiment) -> list[str]:

@@ -181,7 +181,7 @@ def _train_epoch(
 ) -> dict[str, Any]:
     """Train for one epoch; return its line of metrics."""
     model.train()
-    torch.manual_seed((run.seed << 20) + epoch)  # of dropout, if a model has any
+    _seed((run.seed << 20) + epoch, images.train.device)  # of dropout, if a model has any
     recipe, losses = run.recipe, []
     steps = recipe.steps(len(images.train))
     for step, (batch, labels) in enumerate(_batches(images, run, epoch)):
@@ -224,7 +224,7 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
     """Return the network, drawn by the run's seed, and its optimizer."""
     recipe = run.recipe
     with _random_state_kept(device):
-        torch.manual_seed(run.seed)
+        _seed(run.seed, device)
         arguments = {'num_classes': len(images.classes), 'in_chans': images.train.shape[1], **run.model_kwargs}
         model = timm.create_model(run.model, **arguments).to(device)
     mean, std = (values.tolist() for values in images.statistics)
@@ -244,8 +244,19 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
 
 
 def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Return what leaves the random state of the CPU and of `device` as it was, and other GPUs alone."""
+    """Return what leaves the random state of the CPU and of `device` as it was, the only ones that training moves."""
     return torch.random.fork_rng([device] if device.type == 'cuda' else [])
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the random numbers of the CPU and of `device`; `torch.manual_seed` does it to every GPU."""
+    if device.type not in ('cpu', 'cuda'):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == 'cuda':
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def claim(directory: Path, run: Run, images: Images, device: torch.device, speed: Speed) -> None:
