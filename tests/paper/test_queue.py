@@ -212,8 +212,8 @@ def test_committed_queue_is_of_whole_runs_in_the_order_of_value(tmp_path, monkey
         'lc_lowres_resnet20-seed0', 'lc_resnet20_16x128-seed0', 'lc_resnet20_16x128-seed0', 'lc_resnet20_16x8-seed0',
         'lc_resnet20_16x8-seed0', 'lc_resnet20_16x128-seed0',
     ]  # fmt: skip
-    # seeds of the first three, the rest of the axis, figures 12 to 14, figure 3's of a tenth and of all images
-    assert len(networks) == 6 + 2 * 3 + 4 + 3 + 2 * 4
+    # seeds of the first three, the rest of the axis, figures 12 to 14, figure 3's
+    assert len(networks) == 6 + 2 * 3 + 4 + 3 + 4
 
 
 def test_committed_queue_of_theory_is_understood_and_repeats_no_run(tmp_path, monkeypatch, capsys):
