@@ -16,6 +16,7 @@ from PIL import Image
 import timm_lc
 from timm_lc import save_pretrained
 from timm_lc.cli import main
+from timm_lc.training import demo
 from timm_lc.training.digits import Digits
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,13 @@ def test_demo_refuses_a_folder_without_images(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(['demo', '--data-dir', str(tmp_path)])
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_class_of_the_demo_may_be_named_train(tmp_path):
+    for name in ('train', 'truck'):
+        (tmp_path / 'train' / name).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / 'train' / name / '0.png')
+    assert list(demo._folder(tmp_path, 'train').reader.class_to_idx) == ['train', 'truck']
 
 
 def test_demo_trains_saves_reloads_and_folds(tmp_path, capsys, monkeypatch):
