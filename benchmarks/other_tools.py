@@ -195,6 +195,7 @@ NEEDS = {
     'PT2E quantisation (torchao)': 'torchao',
     'peft, LoRA on 1x1 layers': 'peft',
     'peft, LoRA on k x k layers': 'peft',
+    'accelerate, cpu_offload': 'accelerate',
 }
 
 
@@ -212,7 +213,7 @@ def main():
     print(f'| tool | {" | ".join(FORMS)} | folded |\n|{"---|" * (len(FORMS) + 2)}')
     for name, tool in TOOLS.items():
         package = NEEDS.get(name, tool.__name__)
-        if find_spec(package) or name.startswith(('torch', 'FX', 'FSDP2', 'accelerate')):
+        if find_spec(package) or name.startswith(("torch's", 'torch.', 'FX', 'FSDP2')):
             networks = [*(build(**kwargs) for kwargs in FORMS.values()), timm_lc.fold(build(**FORMS['frozen']))]
             print(f'| {name} | {" | ".join(outcome(tool, model) for model in networks)} |', flush=True)
 

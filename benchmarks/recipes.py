@@ -24,7 +24,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import timm_lc  # noqa: E402, F401  # registers the names
+from timm_lc.training.trainer import describe_device  # noqa: E402  # importing timm_lc registers the names
 
 BATCH, CLASSES = 64, 10
 TRAIN_IMAGES, VALIDATION_IMAGES = 640, 200  # of each class: 100 steps an epoch
@@ -183,15 +183,10 @@ def environment(scripts):
     run = subprocess.run([sys.executable, '-c', code, str(scripts)], check=True, capture_output=True, text=True)
     threads = f'OMP_NUM_THREADS={os.environ.get("OMP_NUM_THREADS", "not set")}'
     return {
-        'hardware': f'{cpu_model()}, {os.cpu_count()} cores, {threads}',
+        'hardware': f'{describe_device(torch.device("cpu"))}, {os.cpu_count()} cores, {threads}',
         'versions': f'python {platform.python_version()}, torch {metadata.version("torch")}, '
         f'timm {run.stdout.strip()} (train.py) and {timm.__version__} (validate.py)',
     }
-
-
-def cpu_model():
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return next((line.split(': ')[1] for line in lines if line.startswith('model name')), platform.processor())
 
 
 def as_markdown(rows):

@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 __all__ = ['changeable', 'check_count', 'check_module', 'device_of', 'unwrapped']
 
 
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, ModelEmaV2, ModelEmaV3, AveragedModel)
 
 
 def check_count(name: str, value: int) -> int:
@@ -37,14 +39,14 @@ def check_module(model: object) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network in what `torch.compile`, DataParallel or DistributedDataParallel made of it, else `model`.
+    """Return the network in what compiles it, trains it in parallel or averages its weights, else `model`.
 
     Raises:
         TypeError: If `model` is not an `nn.Module`.
     """
     check_module(model)
-    while isinstance(model, _PARALLEL) or '_orig_mod' in model._modules:
-        model = model.get_submodule('module' if isinstance(model, _PARALLEL) else '_orig_mod')
+    while isinstance(model, _WRAPPERS) or '_orig_mod' in model._modules:
+        model = model.get_submodule('module' if isinstance(model, _WRAPPERS) else '_orig_mod')
     return model
 
 

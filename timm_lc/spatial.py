@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 __all__ = [
     'FilterFn',
+    'check_weight',
     'classifying_convolution',
     'is_flat',
     'is_pointwise',
@@ -101,12 +102,17 @@ def matched_convolutions(model: nn.Module, filter_fn: FilterFn | None) -> list[t
         )
         raise ValueError(f'{type(model).__name__} {reason}')
     for name, conv in matched:
-        if 'weight' in vars(conv) or 'weight' in getattr(conv, 'parametrizations', ()):
-            raise ValueError(
-                f'layer `{name}` has a weight that another tool computes (weight norm, pruning, a parametrization): '
-                'let that tool make it an ordinary one first'
-            )
+        check_weight(conv, name)
     return matched
+
+
+def check_weight(conv: nn.Conv2d, name: str) -> None:
+    """Refuse a weight that another tool computes."""
+    if 'weight' in vars(conv) or 'weight' in getattr(conv, 'parametrizations', ()):
+        raise ValueError(
+            f'layer `{name}` has a weight that another tool computes (weight norm, pruning, a parametrization): '
+            'let that tool make it an ordinary one first'
+        )
 
 
 def owners(matched: list[tuple[str, nn.Conv2d]]) -> dict[nn.Conv2d, str]:

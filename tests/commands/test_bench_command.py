@@ -46,6 +46,7 @@ def test_bench_takes_model_arguments_and_speed(tmp_path, capsys):
         (['--rounds', '0'], '`rounds` must be a positive integer, got 0'),
         (['--only', '('], '`--only (` is no regular expression'),
         (['--only', 'frozen'], '`--only frozen` matches no row of lc_resnet20_16x128: they are plain, folded, '),
+        (['--models', 'lc_test_resnet', '--expansions', '2'], '`--expansions` are of LC-Blocks, of which no row of'),
         (['--expansions', '0'], '`expansions` must be positive integers, got 0'),
     ],
 )

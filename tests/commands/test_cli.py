@@ -62,6 +62,7 @@ def test_info_shows_sharing_and_the_bytes_of_a_checkpoint(capsys, tmp_path):
         (['info', 'lc_resnet18', '--model-kwargs', 'no_such=1'], 'no_such'),
         (['info', 'lc_resnet18', '--model-kwargs', 'pretrained=True'], 'error: No pretrained weights exist'),
         (['info', 'lc_resnet18', '--model-kwargs', 'checkpoint_path=nosuch.pth'], 'error: FileNotFoundError'),
+        (['prune', 'm', '--amounts', '0:0.5:0.5', '--data-dir', '.', '--dense', '--output', 'o'], 'give it too'),
         (['list', 'nothing'], "no lc_ model matches 'nothing'"),
         (['demo', '--epochs', '0'], '`epochs` must be a positive integer, got 0'),
         (['demo', '--model', 'lc_resnet20_16x9'], 'LCResNets of other sizes are lc_resnet_cifar'),

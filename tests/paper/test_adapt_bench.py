@@ -40,6 +40,11 @@ def test_the_table_tells_the_better_learning_rate_and_the_paired_difference():
     assert cells[3:] == ['0.1', '1,234', '5,678']
 
 
+def test_a_learning_rate_of_one_seed_does_not_win_over_one_of_three():
+    row = table([*RUNS[:3], run('full fine-tuning', 0.3, 0, 99.0)]).splitlines()[-1]
+    assert '| 72.00 ± 2.00 |' in row
+
+
 def test_every_learning_rate_is_told():
     lines = rates([*RUNS, run('head only', 0.1, 0, 50.0)]).splitlines()
     assert lines[0] == '### digits: accuracy in % at each learning rate'
@@ -155,6 +160,7 @@ def test_runs_of_another_base_and_tasks_that_are_none_are_refused(small, tmp_pat
         ({'lrs': (0.1, -1.0)}, r'`lrs` must be positive and finite, got \(0\.1, -1\.0\)'),
         ({'lengths': (0.0,)}, '`lengths` must be positive'),
         ({'effort': math.nan}, '`effort` must be positive and finite, got nan'),
+        ({'rank': 4}, '`rank` and `layers` are of the adapters of `lengths`: give those too'),
         ({'tasks': '['}, r"`tasks` is no regular expression: .*; got '\['"),
     ],
 )

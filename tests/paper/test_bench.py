@@ -80,9 +80,9 @@ def test_rows_of_a_stock_network_are_refused():
         cases('resnet18')
 
 
-def test_unknown_forms_are_refused():
-    with pytest.raises(ValueError, match='`forms` must be of two convolutions, one convolution, implicit, got three'):
-        cases('lc_resnet20_16x2', ['three'])
+def test_arguments_that_rows_set_are_refused():
+    with pytest.raises(ValueError, match='`model_kwargs` must not set recycle, share_weights: each row sets its own'):
+        cases('lc_resnet20_16x2', share_weights=True, recycle=4)
 
 
 @pytest.mark.parametrize(

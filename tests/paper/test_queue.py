@@ -109,6 +109,26 @@ def test_runs_of_the_cifar_command_are_adopted(queue, tmp_path, monkeypatch, cap
     assert '`--adopt` elsewhere/run.json is not of `timm-lc cifar`' in capsys.readouterr().err
 
 
+def test_an_interrupted_adoption_goes_on(queue, tmp_path, monkeypatch):
+    model = ['--model', 'lc_lowres_resnet20', '--model-kwargs', 'freeze_spatial=False']
+    assert main(['cifar', *model, *COMMON, '--output', 'elsewhere']) == 0
+    (tmp_path / 'queue.txt').write_text('fig1 --only plain --values 1 --runs 1')
+
+    def interrupted(*args, **kwargs):
+        shutil.copy(args[0] / 'run.json', args[1].mkdir() or args[1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.shutil, 'copytree', interrupted)
+        with pytest.raises(SystemExit, match='130'):
+            queue('--adopt', 'elsewhere')
+    (folder,) = folders(tmp_path)
+    assert not (folder / 'metrics.jsonl').exists()
+    monkeypatch.setattr(runs, 'train', None)
+    assert queue('--adopt', 'elsewhere') == 0
+    assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 2
+
+
 def test_runs_of_other_images_are_not_adopted(queue, tmp_path, capsys):
     model = ['--model', 'lc_lowres_resnet20', '--model-kwargs', 'freeze_spatial=False']
     assert main(['cifar', *model, *COMMON, '--output', 'elsewhere']) == 0

@@ -183,7 +183,7 @@ def test_short_runs_of_the_same_points_give_way_to_full_length_ones(results, cap
 
 def test_results_of_most_epochs_and_images_are_shown(pages):
     for page in pages:
-        assert '7 results of other recipes or images are not shown here.' in page
+        assert '7 results are of other recipes, lengths or images, not shown here.' in page
         assert '11.11' not in page
         assert '22.22' not in page
         assert 'dogs' not in page

@@ -290,7 +290,7 @@ def test_short_runs_leave_the_page_of_full_length_as_it_was(reproduce, tmp_path,
     assert 'fig1: results/fig1/table.md, results/fig1/fig1-short.md\n' in capsys.readouterr().out
     assert '91.50' in before
     after = (folder / 'table.md').read_text()
-    assert after == before + '- 2 results of other recipes or images are not shown here.\n'
+    assert after == before + '- 2 results are of other recipes, lengths or images, not shown here.\n'
     heading, _, verdict, *_ = (folder / 'fig1-short.md').read_text().splitlines()
     assert heading.endswith('over the expansion (1 of 75 epochs)')
     assert verdict == '**too short to tell**: 1 of 75 epochs'
@@ -348,6 +348,7 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
     commands = (results / 'table2' / 'commands.sh').read_text()
     assert commands.count('\ntrain ') == 14
     assert 'train lc_resnet50-learnable --model lc_resnet50 --model-kwargs freeze_spatial=False' in commands
+    assert commands.endswith('timm-lc reproduce table2 --train-dirs "$output" --output "$(dirname "$0")/.."\n')
     row = next(r for r in (results / 'table2/table.md').read_text().splitlines() if r.startswith('| ResNet-18 |'))
     assert '| 36.00 | 36.54 | 71.88 | 59.00 | 59.84 |' in row  # no deviation after two epochs
 
@@ -369,6 +370,7 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
         (['fig1', '--shard', '4/3'], 'shard'),
         (['fig1', '--data', 'nowhere'], 'nowhere'),
         (['table2', '--train-dirs', 'images'], 'no summary.csv'),
+        (['fig1', '--train-dirs', 'images'], '`--train-dirs` are of table2, fig17, v2-table2, got fig1'),
         (['fig1', '--time'], '`--time` is of `--list` and `--dry-run`'),
         ([], 'give one or more of fig1'),
     ],
@@ -386,3 +388,20 @@ def test_results_of_another_version_are_refused(reproduce, capsys):
     with pytest.raises(SystemExit, match='2'):
         reproduce('fig1', '--runs', '1', '--values', '1', '--only', 'frozen')
     assert 'format' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_two_runs_of_one_network_and_seed_are_not_both_collected(reproduce, tmp_path, capsys):
+    for name, lr in (('slow', 0.0001), ('fast', 0.005)):
+        (tmp_path / 'trained' / name).mkdir(parents=True)
+        (tmp_path / 'trained' / name / 'args.yaml').write_text(f'model: lc_resnet18\nepochs: 1\nlr: {lr}\n')
+        (tmp_path / 'trained' / name / 'summary.csv').write_text('epoch,eval_top1,eval_top5\n0,10.0,20.0\n')
+    with pytest.raises(SystemExit, match='2'):
+        reproduce('table2', '--train-dirs', 'trained')
+    assert 'trained/fast and trained/slow are both of frozen random lc_resnet18' in capsys.readouterr().err
+
+
+def test_a_foreign_run_json_is_passed_over(reproduce, tmp_path, capsys):
+    (tmp_path / 'output/runs/elsewhere').mkdir(parents=True)
+    (tmp_path / 'output/runs/elsewhere/run.json').write_text('{"name": "of another tool"}')
+    reproduce('fig1', '--runs', '1', '--values', '1', '--list')
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ['fig1', '3', '3']

@@ -79,7 +79,8 @@ def test_steps_are_networks_that_are_built_and_saved(tmp_path):
 
 def test_what_a_step_says_wins_and_the_rest_is_kept():
     plain = measure_steps(SMALL, num_classes=5)
-    for kwargs in ({'share_weights': True, 'recycle': 4}, {'share_weights': True, 'shared_length': 1000}, {'seed': 3}):
+    for kwargs in ({'share_weights': True, 'recycle': 4}, {'share_weights': True, 'shared_length': 1000}, {'seed': 3},
+                   {'freeze_spatial': False}):  # fmt: skip
         assert [step[:4] for step in measure_steps(SMALL, num_classes=5, **kwargs)] == [step[:4] for step in plain]
     assert measure_steps(SMALL, num_classes=9)[0].total == plain[0].total + 4 * 65
 

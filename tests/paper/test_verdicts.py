@@ -9,7 +9,7 @@ from timm_lc.cli import main
 from timm_lc.paper.catalogue import EXPERIMENTS
 from timm_lc.paper.experiment import Point
 from timm_lc.paper.results import Line, collect
-from timm_lc.paper.sections import make_section
+from timm_lc.paper.sections import make_section, sections_of
 
 RECIPE = {'epochs': 75, 'batch_size': 256, 'lr': 0.01, 'momentum': 0.9, 'weight_decay': 0.01, 'smoothing': 0.1,
           'padding': 4, 'l1': 0.0, 'drop_last': False}  # fmt: skip
@@ -99,7 +99,42 @@ def test_a_point_with_a_rate_of_its_own_is_of_the_recipe():
     lines = [line('plain', x, 80.0, facet='E = 8', lr=lr) for x, lr in (('recipe', 0.01), ('lr 0.1', 0.1))]
     assert section('theory3', *lines).verdict == ('no number to compare', 'an experiment of ours')
     lines[1].run['recipe']['lr'] = 0.3
-    assert section('theory3', *lines).verdict.reason == "not the paper's recipe: 75 epochs at learning rate 0.3"
+    found = section('theory3', *lines)
+    assert (list(found.lines), found.hidden) == (lines[:1], 1)
+
+
+def test_rates_of_more_runs_do_not_hide_those_of_the_recipe():
+    tuned = [line('plain', 'lr 0.1', 80.0 + seed, facet='E = 8', lr=0.1) for seed in range(4)]
+    for seed, each in enumerate(tuned):
+        each.run['seed'] = seed
+    shown = sections_of(EXPERIMENTS['theory3'], [line('plain', 'recipe', 70.0, facet='E = 8'), *tuned])
+    assert [(len(each.lines), each.hidden) for each in shown] == [(5, 0)]
+
+
+def test_counts_alone_do_not_agree_for_a_table_of_accuracies():
+    counts = Line(Point('', '', '+ Freezing'), 0.0, {'model': 'lc_resnet20_16x128', 'model_kwargs': {}, 'seed': None},
+                  {'device': 'a processor', 'threads': 1}, {'nonzero': 38_431_402, 'learnable': 4_166_314})  # fmt: skip
+    trained = line('', '+ Freezing', 50.0, data='cifar10-jpeg')
+    for lines in ([counts], [trained, counts]):
+        word, reason = section('table1', *lines).verdict
+        assert word == 'no number to compare'
+        assert reason == "no accuracy in print is measured on the paper's images; 2 of 2 counts within 5 %"
+    assert section('table1', line('', '+ Freezing', 50.0), counts).verdict.word == 'differs'
+
+
+def test_a_point_of_one_run_beside_one_of_several_is_told():
+    lines = [
+        line(series, x, accuracy) for x in (1, 8) for series, accuracy in (('frozen random', 60.0), ('plain', 62.0))
+    ]
+    more = [line('frozen random', 1, 61.0), line('plain', 1, 62.0)]
+    for each in more:
+        each.run['seed'] = 1
+    found = section('v2-fig4a', *lines, *more).findings
+    assert found == ['frozen random less plain is -1.50 at E = 1 (2 runs), -2.00 at E = 8 (1 run)']
+
+
+def test_a_figure_of_unknown_places_alone_has_no_finding():
+    assert section('fig18', line('', '0.5', 80.0)).findings == []
 
 
 def test_what_was_not_run_and_what_cannot_be_compared():
@@ -253,7 +288,7 @@ def test_another_recipe_gives_way_to_the_papers(tmp_path):
     assert main(['report', str(tmp_path)]) == 0
     page = (tmp_path / 'report.md').read_text()
     assert '11.11' not in page
-    assert '2 results of other recipes or images are not shown here.' in page
+    assert '2 results are of other recipes, lengths or images, not shown here.' in page
     assert 'Ours, cifar10: plain 91.30 (one run), learnable 91.00 (one run), frozen random 91.90 (one run) %.' in page
     title = 'fig1: Accuracy of LCResNet-20-16x{E} over the expansion (75 epochs at learning rate 0.3)'
     assert page.partition(f'\n## {title}\n\n')[2].startswith(

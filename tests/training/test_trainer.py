@@ -1,6 +1,7 @@
 """The CIFAR trainer against torchvision's transforms and a plain PyTorch loop; data sets read and refused."""
 
 import copy
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -208,6 +209,7 @@ def test_a_finished_run_tells_its_result_classes_and_command(images, tmp_path):
     assert 'The classes: a, b, c.' in card
     command = next(line for line in card.splitlines() if line.startswith('timm-lc cifar'))
     assert '--model lc_resnet_cifar --data noise --epochs 4 --seed 3 --batch-size 16' in command
+    assert ' --no-amp ' in command
     assert all(f'{key}={value}' in command for key, value in KWARGS.items())
 
 
@@ -243,6 +245,22 @@ def test_other_precision_does_not_go_on_with_a_run(images, tmp_path):
         train(RUN, images, tmp_path, CPU, deadline=0)
     with pytest.raises(ValueError, match=r'`amp` must be False, as when .* was begun, got True'):
         train(RUN, images, tmp_path, CPU, trainer.Speed(amp=True))
+
+
+def test_a_run_that_goes_on_otherwise_says_so(images, tmp_path, capsys):
+    with pytest.raises(trainer.OutOfTime):
+        train(RUN, images, tmp_path, CPU, deadline=0)
+    train(RUN, images, tmp_path, CPU, trainer.Speed(channels_last=False))
+    text = '`channels_last` was True and is False: the run goes on with other rounding'
+    assert text in capsys.readouterr().out
+
+
+def test_a_last_batch_of_one_image_is_refused_before_training(images, tmp_path):
+    run = Run('lc_test_resnet', recipe=Recipe(epochs=1, batch_size=71))
+    with pytest.raises(ValueError, match='`batch_size` 71 leaves a last batch of 1 of the 72 images, too few for lc_t'):
+        train(run, images, tmp_path / 'run', CPU)
+    assert not (tmp_path / 'run').exists()
+    train(dataclasses.replace(run, recipe=Recipe(epochs=1, batch_size=71, drop_last=True)), images, tmp_path, CPU)
 
 
 @pytest.mark.parametrize('content', [b'junk', b'', b'{}'])

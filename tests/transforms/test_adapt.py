@@ -368,3 +368,35 @@ def test_describe_tells_what_an_adapter_is_made_of(stock):
 def test_a_convolution_that_classifies_learns_as_a_linear_head_does():
     model = add_adapters(torchvision.models.squeezenet1_1(num_classes=10), 4)
     assert {'classifier.1.weight', 'classifier.1.bias'} <= {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_held_norms_keep_their_statistics_where_an_average_measures_its_own(stock, images):
+    model = stock()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+    add_adapters(model.eval(), norms=False)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.optim.swa_utils.update_bn([images], averaged)
+    assert torch.equal(averaged.eval()(images), model(images))
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_a_state_without_adapters_is_refused(strict, stock):
+    with pytest.raises(RuntimeError, match=r'a state without adapters, whose `conv1\.0` is held here: load it before'):
+        add_adapters(stock()).load_state_dict(stock().state_dict(), strict=strict)
+
+
+def test_norms_and_classifier_learn_in_a_base_that_did_not(stock, images):
+    model = add_adapters(stock().requires_grad_(False))
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learned == {name for name, _ in add_adapters(stock()).named_parameters()}
+    train_a_little(model, images)
+    assert not any(parameter.requires_grad for parameter in remove_adapters(model).parameters())
+
+
+def test_an_attribute_named_held_holds_nothing(stock, images):
+    model = stock()
+    model.bn1.held = True
+    expected = model(images)
+    assert torch.equal(add_adapters(model)(images), expected)

@@ -146,3 +146,20 @@ def test_a_weight_that_another_tool_computes_is_refused_by_its_layers_name(tool,
     with pytest.raises(ValueError, match='layer `1` has a weight that another tool computes'):
         transform(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_foreign_buffer_named_record_is_no_frozen_layer():
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer('record', torch.zeros(3))
+
+    model = freeze_spatial(Recorder())
+    assert verify(model) == {'conv': 'drawn'}
+    assert count_parameters(model).total == 3 * 4 * 9 + 4
+
+
+def test_blocks_of_one_record_that_are_no_network_count_each():
+    blocks = nn.Sequential(LCConv2d(4, 4, 3), LCConv2d(4, 4, 3))
+    assert count_parameters(blocks).total == 2 * (4 * 4 * 9 + 4 * 4)

@@ -244,3 +244,12 @@ def test_the_classifier_of_a_wrapped_network_stays_whole():
     prune_pointwise(nn.DataParallel(model), 0.9)
     assert pointwise_sparsity(nn.DataParallel(model)) == pointwise_sparsity(model)
     assert model.fc.weight.count_nonzero() == model.fc.weight.numel()
+
+
+def test_weights_that_another_tool_computes_are_refused_before_anything_changes():
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 4, 1))
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), normed)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match='layer `2` has a weight that another tool computes'):
+        prune_pointwise(model, 0.5)
+    assert list(model.state_dict()) == before

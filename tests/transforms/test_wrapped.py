@@ -3,7 +3,9 @@
 import pytest
 import timm
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import timm_lc
 
@@ -67,3 +69,26 @@ def test_a_network_of_several_processes_is_refused(transform, is_compiled, stock
     wrapped = torch.compile(wrapped, backend='eager') if is_compiled else wrapped
     with pytest.raises(ValueError, match=r'`model` is in DistributedDataParallel, .* wrap it afterwards'):
         transform(wrapped)
+
+
+@pytest.mark.parametrize('average', [AveragedModel, ModelEmaV2, ModelEmaV3])
+def test_an_average_is_the_network_that_it_averages(average, stock, images, tmp_path):
+    averaged = average(timm.create_model('lc_test_resnet').eval())
+    timm_lc.save_pretrained(averaged, tmp_path)
+    expected = averaged.module(images)
+    assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(images), expected)
+    folded = timm_lc.fold(averaged)
+    assert folded.pretrained_cfg['architecture'] == 'test_resnet'
+    torch.testing.assert_close(folded(images), expected)
+    found, wanted = timm_lc.freeze_spatial(average(stock()), seed=5).module, timm_lc.freeze_spatial(stock(), seed=5)
+    assert all(torch.equal(tensor, parts(found)[name]) for name, tensor in parts(wanted).items())
+
+
+def test_an_attribute_named_module_is_a_part_of_the_network(stock, tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+
+    path = timm_lc.save_adapter(timm_lc.add_adapters(Net()), tmp_path / 'adapter.safetensors')
+    assert path.is_file()

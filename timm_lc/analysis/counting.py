@@ -49,8 +49,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     kept = {_place(m): _size(m) for m in buffers}
     stored = sum(p.numel() for p in parameters) + sum(kept.values())
     networks = _networks(model)
-    # layers of one record in a network were tied: no two layers have one name
-    records = {(networks.get(m), m.filter_record): _size(m) for m in frozen if m not in in_file}
+    # layers of one record in a network were tied: no two layers have one name; others have only a vector in common
+    records = {
+        (networks.get(m, None if m.filter_record.is_shared else m), m.filter_record): _size(m)
+        for m in frozen
+        if m not in in_file
+    }
     drawn = sum(size for (_, record), size in records.items() if not record.is_shared)
     vectors: dict[tuple[Any, int, int], int] = {}
     for network, record in records:

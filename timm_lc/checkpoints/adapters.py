@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_lc.arguments import check_module
+from timm_lc.arguments import unwrapped
 from timm_lc.checkpoints.checkpoint import CONFIG, file_metadata, stored_tensors, write_tensors
 from timm_lc.checkpoints.reading import ADAPTER, open_safetensors, read_checkpoint
 from timm_lc.filters import FilterRecord
@@ -72,8 +71,7 @@ def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | Non
         ValueError: If `model` has no adapters, `path` is no `.safetensors`, or values overflow in `dtype`.
         RuntimeError: If its base changed since the adapters were added.
     """
-    check_module(model)
-    model, path = unwrap_model(model), Path(path)
+    model, path = unwrapped(model), Path(path)
     if not is_adapted(model):
         raise ValueError(
             f'{type(model).__name__} has no adapters: call timm_lc.add_adapters, or save the whole network'
@@ -91,7 +89,6 @@ def save_adapter(model: nn.Module, path: str | Path, *, dtype: torch.dtype | Non
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.saving-') as staged:
         written = Path(staged, path.name)
         write_tensors(tensors, written, file_metadata(tensors, model))
-        written.chmod(_new_file_mode(Path(staged)))  # safetensors lets the owner alone read it
         return written.replace(path)
 
 
@@ -108,8 +105,7 @@ def load_adapter(model: nn.Module, path: str | Path) -> nn.Module:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or no adapter, or of another base: the message tells in what they differ.
     """
-    check_module(model)
-    network, path = unwrap_model(model), Path(path)
+    network, path = unwrapped(model), Path(path)
     file = read_adapter(path)
     _check_base(network, file, path)
     if (unlike := _unlike(network, file)) and not _can_reset(network, file):
@@ -218,9 +214,3 @@ def _unlike(model: nn.Module, file: AdapterFile) -> list[str]:
     present = {f'{name}.weight': getattr(head, 'weight', None) for name, head in classifiers(model).items()}
     both = {key: weight for key, weight in present.items() if isinstance(weight, Tensor) and key in file.tensors}
     return [key for key, weight in both.items() if weight.shape != file.tensors[key].shape]
-
-
-def _new_file_mode(folder: Path) -> int:
-    probe = folder / 'probe'
-    probe.touch()
-    return probe.stat().st_mode

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.models import clean_state_dict
-from timm.utils import natural_key, unwrap_model
+from timm.utils import natural_key
 from torch import Tensor, nn
 
 from timm_lc._timm import name_local_weights, replace_arguments, save_config
 from timm_lc.analysis.counting import count_parameters
-from timm_lc.arguments import check_module
+from timm_lc.arguments import unwrapped
 from timm_lc.checkpoints.card import MARKER, model_card
 from timm_lc.checkpoints.facts import Facts
 from timm_lc.checkpoints.reading import ADAPTER, checksums, read_checkpoint
@@ -81,8 +81,7 @@ def save_pretrained(
         >>> folder = timm_lc.save_pretrained(model, tempfile.mkdtemp())
         >>> model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     """
-    check_module(model)
-    directory, model = Path(directory), unwrap_model(model)
+    directory, model = Path(directory), unwrapped(model)
     verify(model)  # so that the state dict knows of filters that were overwritten behind the version counters
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix='.saving-') as staged:
@@ -90,7 +89,6 @@ def save_pretrained(
         _check_rebuilds(model, Path(staged))
         tensors = stored_tensors(model, sparse=sparse, dtype=dtype)
         write_tensors(tensors, Path(staged, WEIGHTS), file_metadata(tensors, model))
-        Path(staged, WEIGHTS).chmod(Path(staged, CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
         if card is None:
             card = model_card(model, facts=facts, stored=stored_weights(model, sparse=sparse, dtype=dtype))
         Path(staged, CARD).write_text(card, encoding='utf-8')
@@ -102,10 +100,13 @@ def save_pretrained(
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file; what a full disk makes of that is an `OSError`."""
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f'cannot write {path}: {error}') from error
+    path.chmod(mode)  # safetensors lets the owner alone read it
 
 
 def stored_weights(model: nn.Module, *, sparse: bool = False, dtype: torch.dtype | None = None) -> int:

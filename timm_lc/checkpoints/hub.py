@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
-from timm.utils import unwrap_model
 from torch import nn
 
-from timm_lc.arguments import check_module
+from timm_lc.arguments import check_module, unwrapped
 from timm_lc.checkpoints.card import model_card
 from timm_lc.checkpoints.checkpoint import (
     CARD,
@@ -139,7 +138,7 @@ def write_repositories(
     for name in filter(None, (repo_id, plain_repo)):
         if not re.fullmatch(r'\b[\w.-]+\b/\b[\w.-]+\b', name):
             raise ValueError(f'a repository must be `user/name`, got {name!r}')
-    model, root = unwrap_model(model), Path(root)
+    model, root = unwrapped(model), Path(root)
     plain_folder = root / repo_id / PLAIN if plain_repo == repo_id else root / (plain_repo or '')
     plain_files = _write_plain(model, plain_folder) if plain_repo else []
     form = PlainForm(plain_repo, has_onnx=plain_folder / ONNX in plain_files)

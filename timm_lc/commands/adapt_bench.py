@@ -8,7 +8,7 @@ from timm_lc.commands._arguments import check_model
 
 __all__ = ['EXAMPLE', 'HELP', 'add_arguments', 'run']
 
-HELP = 'compare adapters with LoRA, head only, norms only and full fine-tuning, on CIFAR-10 and digits'
+HELP = 'compare adapters with LoRA, head only, head and norms, and full fine-tuning, on CIFAR-10 and digits'
 EXAMPLE = (
     'timm-lc adapt-bench --pixels 16 --base-epochs 8 --effort 0.5 --amp --output output/adapters\n'
     '  timm-lc adapt-bench --model resnet10t --lengths 0.5 1 2 4 --tasks "50 images" --output output/lengths'
@@ -43,7 +43,7 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--model', default='lc_lowres_resnet20', metavar='NAME', help='of the base, in its plain form (%(default)s)'
     )
-    parser.add_argument('--pretrained', action='store_true', help="take timm's weights, do not train the base")
+    parser.add_argument('--pretrained', action='store_true', help='take its trained weights, do not train the base')
     parser.add_argument('--base-epochs', type=int, default=15, help='of its training (default: %(default)s)')
 
 

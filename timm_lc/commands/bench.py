@@ -36,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='*',
         default=EXPANSIONS,
         metavar='E',
-        help='of the figure of LC-Blocks; none for no figure (default: 1 4 16 ... 4096, as far as bounds allow)',
+        help='of the figure of LC-Blocks; without a number none (default: 1 4 16 ... 4096, as far as bounds allow)',
     )
     parser.add_argument(
-        '--max-seconds', type=float, default=30.0, help='of a network, then one round is enough (default: %(default)s)'
+        '--max-seconds', type=float, default=30.0, help='past which one round is enough (default: %(default)s)'
     )
     parser.add_argument(
-        '--max-memory', type=float, default=3.0, metavar='GIB', help='of larger expansions (default: %(default)s)'
+        '--max-memory', type=float, default=3.0, metavar='GIB', help='of an expansion at most (default: %(default)s)'
     )
     parser.add_argument(
         '--output',
@@ -81,9 +81,11 @@ def run(args: argparse.Namespace) -> None:
         if min(args.expansions) < 1:
             raise ValueError(f'`expansions` must be positive integers, got {min(args.expansions)}')
     networks = {name: _rows(name, args) for name in args.models}
-    report = measure_bench(networks, settings, _command(args))
     name, found = next(iter(networks.items()))
     forms = list(dict.fromkeys(case.form for case in found if case.form))
+    if args.expansions and args.expansions is not EXPANSIONS and not forms:
+        raise ValueError(f'`--expansions` are of LC-Blocks, of which no row of {name} is measured')
+    report = measure_bench(networks, settings, _command(args))
     if args.expansions and forms:
         _write(report, args.output)  # the sweep takes minutes
         plain = report['rows'][0]  # of the first model

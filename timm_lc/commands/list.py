@@ -19,7 +19,9 @@ def run(args: argparse.Namespace) -> None:
 
     import timm_lc  # noqa: F401  # registers the names
 
-    names = timm.list_models(args.filter if args.filter.startswith('lc_') else f'lc_*{args.filter}*')
+    is_pattern = args.filter.startswith('lc_') and set('*?[') & set(args.filter)
+    part = args.filter if args.filter.startswith('lc_') else f'lc_*{args.filter}'
+    names = timm.list_models(part if is_pattern else f'{part}*')
     if not names:
         raise ValueError(f'no lc_ model matches {args.filter!r}; `timm-lc list` shows all')
     print('\n'.join(names))

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError('`--amounts` and `--limit` need `--data-dir`, the images to measure the accuracy on')
     if args.amount is not None:
         check_amount(args.amount)
+    elif args.dense or args.dtype != args.subparser.get_default('dtype'):
+        raise ValueError('`--dense` and `--dtype` are of the pruned network that `--amount` saves: give it too')
     weights = _pruned_weights(args.output)
     refuse_to_replace(args.checkpoint, weights)
     model = load_checkpoint(args)

@@ -100,6 +100,9 @@ def _check(args: argparse.Namespace, *, wait: bool) -> tuple[Any, Any]:
         raise ValueError(f'give one or more of {", ".join(EXPERIMENTS)}')
     if args.time and not (args.list or args.dry_run):
         raise ValueError('`--time` is of `--list` and `--dry-run`; give one of them with it')
+    if args.train_dirs and experiments and not any(experiment.by_train_script for experiment in experiments):
+        trained = ', '.join(name for name, experiment in EXPERIMENTS.items() if experiment.by_train_script)
+        raise ValueError(f'`--train-dirs` are of {trained}, got {", ".join(args.experiments)}')
     names = ('runs', 'seed', 'limit', 'output', 'runs_dir', 'jobs', 'shard', 'max_minutes', 'only', 'values')
     chosen = {name: getattr(args, name) for name in names}
     options = Options(

@@ -26,7 +26,7 @@ class _Held(NamedTuple):
 
 def is_held(module: nn.Module) -> bool:
     """Return whether the tensors of `module` itself, not of its children, belong to a base."""
-    return 'held' in vars(module)
+    return isinstance(vars(module).get('held'), _Held)
 
 
 def hold_tensors(module: Any) -> None:
@@ -86,6 +86,9 @@ class _Evaluating:
 
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # type: ignore[misc]
+
+    def reset_running_stats(self) -> None:
+        """Keep the statistics of the base, which `torch.optim.swa_utils.update_bn` would measure anew."""
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         current = {

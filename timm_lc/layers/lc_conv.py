@@ -86,7 +86,7 @@ class LCConv2d(nn.Module):
         bias: Whether the pointwise convolution has a bias.
         expansion: E, spatial filters for each output channel.
         freeze_spatial: Whether the filters keep their random values.
-        seed: Filter seed in [0, 2**32).
+        seed: Filter seed in [0, 2**32); blocks of one shape and seed have the same filters.
         implicit: Whether to return an `ImplicitLCConv2d`, which learns P W itself and trains alike under SGD.
         filters: Filter set, 'uniform' as in the paper or 'orthogonal' (see `freeze_spatial`); in the implicit form
             'expected' as well, the limit of many filters.
@@ -234,7 +234,7 @@ class LCConv2d(nn.Module):
         return fused
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse what another form of this layer wrote, which a loader that is not strict would leave out."""
+        """Refuse what a form of other tensors wrote, which a loader that is not strict would leave out."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         args[-1].extend(other_forms(state_dict, prefix))
 

@@ -59,8 +59,10 @@ def _compare_filters(model: nn.Module, args: Any) -> None:
 @torch.no_grad()
 def _take_over(model: nn.Module, group: Any) -> None:
     blocks = [module for module in model.modules() if isinstance(module, ImplicitLCConv2d)]
-    for block, theirs in zip(blocks, _broadcast_records([block.lc_record for block in blocks], group), strict=True):
-        block.adopt(*decode(theirs), block.weight.device)
+    if blocks:
+        first = _broadcast(torch.stack([block.lc_record.float() for block in blocks]), group)
+        for block, theirs in zip(blocks, first, strict=True):
+            block.adopt(*decode(theirs), block.weight.device)
     frozen = [module for module in model.modules() if is_frozen(module)]
     if not frozen:
         return
@@ -75,11 +77,6 @@ def _take_over(model: nn.Module, group: Any) -> None:
             adopt(conv, record, None if drawn is None else torch.from_numpy(drawn), crc)
             if is_changed(conv):
                 restore(conv)
-
-
-def _broadcast_records(records: list[Tensor], group: Any) -> list[Tensor]:
-    """Return those of rank 0."""
-    return list(_broadcast(torch.stack([record.float() for record in records]), group)) if records else []
 
 
 def _take_weight(conv: nn.Conv2d, group: Any) -> None:

@@ -31,7 +31,7 @@ COLOURS = 3  # input channels of a stem that can be adapted to others
 
 def is_frozen(module: nn.Module) -> bool:
     """Return whether `module` is a frozen convolution, shared or not."""
-    return RECORD in module._buffers
+    return isinstance(module, nn.Conv2d) and RECORD in module._buffers
 
 
 def filter_shape(conv: nn.Conv2d) -> tuple[int, int, int, int]:

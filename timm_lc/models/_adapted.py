@@ -20,15 +20,15 @@ from timm_lc.naming import PREFIX, architecture_of, stock_name
 from timm_lc.transforms.fold import fold
 from timm_lc.transforms.options import LCOptions
 
-__all__ = ['build_adapted']
+__all__ = ['IMAGES', 'build_adapted']
 
 # What timm raises where it cannot read or fetch weights: huggingface_hub's errors have bases of the HTTP library's
 _FAILURES: tuple[type[Exception], ...] = (
     *HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 _SCHEMES = ('hf-hub:', 'hf_hub:', 'local-dir:')
-# What of a base's configuration its images must fit
-_IMAGES = (
+# What a configuration says of a network's images
+IMAGES = (
     'input_size', 'fixed_input_size', 'min_input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std',
     'test_input_size', 'test_crop_pct', 'pool_size',
 )  # fmt: skip
@@ -58,7 +58,7 @@ def build_adapted(
     _check_architecture(name, base, architecture_of(model))
     if any(is_frozen(module) for module in model.modules()) or architecture_of(model) == name:
         model = fold(model)
-    images = {key: model.pretrained_cfg[key] for key in _IMAGES if key in model.pretrained_cfg}
+    images = {key: model.pretrained_cfg[key] for key in IMAGES if key in model.pretrained_cfg}
     source = {**timm.get_pretrained_cfg(name).to_dict(), **images} if cfg is None else cfg
     options.adapt(model)
     model.adaptation.base = base

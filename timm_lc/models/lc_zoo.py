@@ -1,12 +1,12 @@
 """`lc_<timm name>`: timm's convolutional architectures with frozen random spatial filters (section 4.5, table 2)."""
 
-import dataclasses
 import functools
 from typing import Any
 
 from timm.models import PretrainedCfg, list_models, model_entrypoint
 
 from timm_lc._timm import default_cfg
+from timm_lc.models._adapted import IMAGES
 from timm_lc.models._build import register
 
 __all__: list[str] = []
@@ -21,18 +21,12 @@ MODULES = (
 )  # fmt: skip
 
 
-# What a configuration says of a network's weights, and of the input convolution that they have
-_OF_WEIGHTS = {
-    'url': None, 'file': None, 'state_dict': None, 'hf_hub_id': None, 'hf_hub_filename': None, 'source': None,
-    'license': None, 'description': None, 'origin_url': None, 'notes': None, 'label_offset': None, 'architecture': None,
-    'tag': None, 'custom_load': False, 'first_conv': (),
-}  # fmt: skip
-_KNOWN = {field.name for field in dataclasses.fields(PretrainedCfg)}
+_KEPT = (*IMAGES, 'num_classes', 'classifier', 'paper_name', 'paper_ids')
 
 
 def stock_cfg(cfg: PretrainedCfg) -> PretrainedCfg:
-    """Return the data configuration of a timm architecture without any source of weights."""
-    return dataclasses.replace(cfg, **{key: value for key, value in _OF_WEIGHTS.items() if key in _KNOWN})
+    """Return the data configuration of a timm architecture, which says nothing of weights or their stem."""
+    return PretrainedCfg(**{name: getattr(cfg, name) for name in _KEPT}, first_conv=())
 
 
 def stem_names(cfg: PretrainedCfg) -> tuple[str, ...]:

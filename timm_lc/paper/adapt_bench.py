@@ -81,6 +81,8 @@ class Plan:
             values = getattr(self, name)
             if not all(0 < value < math.inf for value in (values if isinstance(values, tuple) else [values])):
                 raise ValueError(f'`{name}` must be positive and finite, got {values}')
+        if not self.lengths and (self.rank, self.layers) != (Plan.rank, Plan.layers):
+            raise ValueError('`rank` and `layers` are of the adapters of `lengths`: give those too')
         try:
             re.compile(self.tasks)
         except re.error as error:

@@ -70,14 +70,14 @@ def _means(runs: list[dict[str, Any]], method: str, lrs: list[float]) -> list[st
 
 
 def _best(runs: list[dict[str, Any]], task: str) -> dict[str, tuple[float, list[dict[str, Any]]]]:
-    """Return for each method the learning rate of the best mean, and its runs in the order of seeds."""
+    """Return for each method, of the learning rates with most seeds, that of the best mean, and its runs by seed."""
     best = {}
     for method in dict.fromkeys(run['method'] for run in runs if run['task'] == task):
         found: dict[float, list[dict[str, Any]]] = {}
         for run in runs:
             if (run['task'], run['method']) == (task, method):
                 found.setdefault(run['lr'], []).append(run)
-        lr = max(found, key=lambda lr: statistics.fmean(run['accuracy'] for run in found[lr]))
+        lr = max(found, key=lambda lr: (len(found[lr]), statistics.fmean(run['accuracy'] for run in found[lr])))
         best[method] = lr, sorted(found[lr], key=lambda run: run['seed'])
     return best
 

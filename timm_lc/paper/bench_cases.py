@@ -1,7 +1,7 @@
 """The rows of `timm-lc bench`: a network plain, folded, by each of section 4.3's methods, and in each form."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = ['FORMS', 'IMPLICIT', 'ONE', 'PLAIN', 'TWO', 'Case', 'cases', 'expande
 
 PLAIN, FOLDED = 'plain', 'folded'
 FORMS = TWO, ONE, IMPLICIT = ('two convolutions', 'one convolution', 'implicit')
+SET_BY_ROWS = {'freeze_spatial', 'share_weights', 'recycle', 'shared_length', 'implicit'}
 METHODS: dict[str, dict[str, Any]] = {
     'baseline': {'freeze_spatial': False},
     'freezing': {},
@@ -44,27 +45,26 @@ class Case:
         return f'{self.row}, {self.form}' if self.form else self.row
 
 
-def cases(name: str, forms: Sequence[str] = FORMS, **model_kwargs: Any) -> list[Case]:
+def cases(name: str, **model_kwargs: Any) -> list[Case]:
     """Return the rows of a network: plain, folded, each method, and the frozen one in the other forms of LC-Blocks.
 
     Args:
         name: Of an `lc_` model.
-        forms: Of its LC-Blocks, if it has any.
-        **model_kwargs: Arguments of `timm.create_model`; those of a row win over them.
+        **model_kwargs: Arguments of `timm.create_model`, but those that the rows set.
 
     Raises:
-        ValueError: If `name` is not an `lc_` model, or a form is unknown.
+        ValueError: If `name` is not an `lc_` model, or an argument is one that the rows set.
     """
     if not name.startswith('lc_'):
         raise ValueError(f'`models` must be lc_ models, got {name!r}')
-    if unknown := set(forms) - set(FORMS):
-        raise ValueError(f'`forms` must be of {", ".join(FORMS)}, got {", ".join(sorted(unknown))}')
+    if given := SET_BY_ROWS & model_kwargs.keys():
+        raise ValueError(f'`model_kwargs` must not set {", ".join(sorted(given))}: each row sets its own')
     with torch.device('meta'):
         model = timm.create_model(name, **model_kwargs)
     plain = functools.partial(_plain, name, model_kwargs)
     found = [Case(PLAIN, '', plain), Case(FOLDED, '', functools.partial(_folded, name, model_kwargs))]
     if any(isinstance(module, LCConv2d) for module in model.modules()):
-        found += [case for form in (ONE, TWO, IMPLICIT) if form in forms for case in _in_form(name, form, model_kwargs)]
+        found += [case for form in (ONE, TWO, IMPLICIT) for case in _in_form(name, form, model_kwargs)]
     else:
         found += [_case(row, '', name, {**model_kwargs, **arguments}) for row, arguments in METHODS.items()]
     prunes = any(True for _ in pointwise_convolutions(model))

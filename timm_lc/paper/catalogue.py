@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
+from timm_lc.paper.experiment import ACCURACY, FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
 from timm_lc.paper.measures import COUNTS
 from timm_lc.paper.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TABLE2, TABLE3, lowres_gap
 from timm_lc.paper.second_version import SECOND_VERSION
@@ -20,6 +20,7 @@ from timm_lc.paper.variants import (
     BY_EXPANSION,
     BY_KERNEL,
     DEPTHS,
+    EXPANSION,
     EXPANSIONS,
     IMPLICIT,
     LEARNS,
@@ -117,8 +118,6 @@ def _recycled(reduction: int) -> tuple[Variant, ...]:
 COMBINED = tuple(variant for variant in BY_KERNEL if variant.series != PLAIN)
 ON_IMAGENET = flat(both(row, model) for row, model in zip(NETWORKS, IMAGENET, strict=True))
 TOP1, TOP5 = Value('top1', 'top-1 [%]'), Value('top5', 'top-5 [%]')
-EXPANSION = 'LC expansion E'
-ACCURACY = Value('accuracy', 'validation accuracy [%]')
 
 _ALL = (
     Experiment(

@@ -60,6 +60,8 @@ class Estimator:
         found: dict[str, list[float]] = {}
         for path in self.runs_dir.glob(f'*/{RUN}'):
             facts = read_json(path)
+            if not {'run', 'where'} <= facts.keys():
+                continue  # of something else
             run, where = facts['run'], facts['where']
             if f'{where["device"]}, {where["threads"]} threads' == self.name:
                 seconds = [line['seconds'] / run['images'][0] for line in read_lines(path.with_name(METRICS))]

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from timm_lc.training.recipe import Recipe, Run
 
-__all__ = ['FROZEN', 'GAP', 'LEARNABLE', 'PLAIN', 'Experiment', 'Point', 'Printed', 'Value', 'Variant']
+__all__ = [
+    'ACCURACY', 'FROZEN', 'GAP', 'LEARNABLE', 'PLAIN', 'Experiment', 'Point', 'Printed', 'Value', 'Variant',
+]  # fmt: skip
 
 FROZEN, LEARNABLE, PLAIN, GAP = 'frozen random', 'learnable', 'plain', 'gap'
 
@@ -97,6 +99,9 @@ class Value:
     relative: bool = False
 
 
+ACCURACY = Value('accuracy', 'validation accuracy [%]')
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One figure or table.
@@ -126,7 +131,7 @@ class Experiment:
     _: dataclasses.KW_ONLY
     variants: tuple[Variant, ...]
     x_label: str
-    values: tuple[Value, ...] = (Value('accuracy', 'validation accuracy [%]'),)
+    values: tuple[Value, ...] = (ACCURACY,)
     measures: tuple[str, ...] = ('accuracy',)
     untrained: tuple[str, ...] = ()
     kind: str = 'curves'
@@ -139,6 +144,21 @@ class Experiment:
     printed: tuple[Printed, ...] = ()
     says: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def facets(self) -> list[str]:
+        """Panels, or groups of rows, in order."""
+        return list(dict.fromkeys(variant.facet for variant in self.variants))
+
+    @property
+    def series(self) -> list[str]:
+        """Legends, in order."""
+        return list(dict.fromkeys(variant.series for variant in self.variants))
+
+    @property
+    def places(self) -> list[X]:
+        """Places on the axis, or rows of the table, in order."""
+        return list(dict.fromkeys(variant.x for variant in self.variants))
 
     @property
     def is_ours(self) -> bool:

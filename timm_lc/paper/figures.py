@@ -10,7 +10,7 @@ from timm_lc.paper.experiment import GAP, LEARNABLE, Experiment, Point, Printed,
 from timm_lc.paper.imagenet import stock_results
 from timm_lc.paper.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics, scatter
 from timm_lc.paper.results import Cells
-from timm_lc.paper.tables import differences, series_of
+from timm_lc.paper.tables import differences
 
 __all__ = ['draw']
 
@@ -24,7 +24,7 @@ def _curves(experiment: Experiment, cells: Cells) -> Any:
     """Draw one panel for each measured facet and value, one curve for each series; nothing of one place on an axis."""
     if experiment.kind == 'curves' and len({point.x for point in cells}) < 2:
         return None
-    known = [facet for facet in _facets(experiment) if any(facet == point.facet for point in cells)]
+    known = [facet for facet in experiment.facets if any(facet == point.facet for point in cells)]
     return curves([_panel(experiment, cells, facet, value) for facet in known for value in experiment.values])
 
 
@@ -32,20 +32,20 @@ def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Pa
     lines = [
         Curve(
             series,
-            [(x, _runs(cells, facet, x, series, value.key)) for x in _places(experiment)],
+            [(x, _runs(cells, facet, x, series, value.key)) for x in experiment.places],
             style,
             [_band(p) for p in experiment.printed if (p.facet, p.series, p.key) == (facet, series, value.key)],
             line=experiment.kind == 'curves',
         )
-        for style, series in enumerate(series_of(experiment))
+        for style, series in enumerate(experiment.series)
     ]
-    places, vertical = _places(experiment), experiment.vertical
+    places, vertical = experiment.places, experiment.vertical
     return Panel(lines, experiment.x_label, value.title, facet, experiment.log, places, vertical=vertical)
 
 
 def _gaps(experiment: Experiment, cells: Cells) -> Any:
     """Draw the differences of the pair, one curve for each facet; nothing where none is measured."""
-    key, places = experiment.values[0].key, _places(experiment)
+    key, places = experiment.values[0].key, experiment.places
     lines = [
         Curve(
             facet,
@@ -53,7 +53,7 @@ def _gaps(experiment: Experiment, cells: Cells) -> Any:
             style,
             [_band(p) for p in experiment.printed if (p.facet, p.series) == (facet, GAP)],
         )
-        for style, facet in enumerate(_facets(experiment))
+        for style, facet in enumerate(experiment.facets)
     ]
     if not any(found for line in lines for _, found in line.points):
         return None
@@ -65,11 +65,11 @@ def _gaps(experiment: Experiment, cells: Cells) -> Any:
 def _losses(experiment: Experiment, cells: Cells) -> Any:
     """Draw the training loss over the epochs, one panel for each place, one curve for each series."""
     panels = []
-    for x in _places(experiment):
-        found = [cells.get(Point('', series, x), {}).get('losses', {}) for series in series_of(experiment)]
+    for x in experiment.places:
+        found = [cells.get(Point('', series, x), {}).get('losses', {}) for series in experiment.series]
         lines = [
             Curve(series, list(enumerate(zip(*runs.values(), strict=True), 1)), style)
-            for style, (series, runs) in enumerate(zip(series_of(experiment), found, strict=True))
+            for style, (series, runs) in enumerate(zip(experiment.series, found, strict=True))
         ]
         epochs = sorted({epoch for line in lines for epoch, _ in line.points})
         title = f'{experiment.x_label} = {x}'
@@ -81,9 +81,9 @@ def _filters(experiment: Experiment, cells: Cells) -> Any:
     """Draw filters of the first layer, rows by expansion; random and learned ones around them in figure 12."""
     around = 'random' in experiment.measures
     panels = []
-    for facet in _facets(experiment):
-        for series in series_of(experiment)[: 1 if around else None]:
-            points = [(x, cells.get(Point(facet, series, x), {})) for x in _places(experiment)]
+    for facet in experiment.facets:
+        for series in experiment.series[: 1 if around else None]:
+            points = [(x, cells.get(Point(facet, series, x), {})) for x in experiment.places]
             rows = [(f'x{x}', _picture(found['filters'])) for x, found in points if 'filters' in found]
             if around and rows:
                 random = [('Random', _picture(found['random'])) for _, found in points if 'random' in found]
@@ -97,8 +97,8 @@ def _filters(experiment: Experiment, cells: Cells) -> Any:
 def _positions(experiment: Experiment, cells: Cells) -> Any:
     """Draw the variance of each kernel element, the mean over runs: learned at the left, combined random right."""
     rows = []
-    for facet in _facets(experiment):
-        series = reversed(series_of(experiment))
+    for facet in experiment.facets:
+        series = reversed(experiment.series)
         found = [(name, cells.get(Point(facet, name, 1), {}).get('positions', {})) for name in series]
         row = [(name, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for name, runs in found if runs]
         rows += [(facet, row)] if row else []
@@ -110,9 +110,9 @@ def _distributions(experiment: Experiment, cells: Cells) -> Any:
     found = {
         x: [
             (style, cells.get(Point('', series, x), {}).get('pointwise'))
-            for style, series in enumerate(series_of(experiment))
+            for style, series in enumerate(experiment.series)
         ]
-        for x in _places(experiment)
+        for x in experiment.places
     }
     known = {x: [(style, _first(runs)) for style, runs in both if runs] for x, both in found.items()}
     every = list(next(layers for both in known.values() for _, layers in both))
@@ -128,7 +128,7 @@ def _distributions(experiment: Experiment, cells: Cells) -> Any:
         for x, both in known.items()
         if both
     ]
-    return histograms(rows, [layer.removesuffix('.pointwise') for layer in layers], series_of(experiment))
+    return histograms(rows, [layer.removesuffix('.pointwise') for layer in layers], experiment.series)
 
 
 def _reconstruction(experiment: Experiment, cells: Cells) -> Any:
@@ -146,8 +146,8 @@ def _scatter(experiment: Experiment, cells: Cells) -> Any:
     """Draw accuracy over learnable parameters: ours, the paper's hollow, on ImageNet timm's other networks in grey."""
     value = experiment.values[0]
     groups = [('other networks of timm', stock_results(), 5, True)] if experiment.by_train_script else []
-    for style, series in enumerate(series_of(experiment)):
-        found = {x: cells.get(Point('', series, x), {}) for x in _places(experiment)}
+    for style, series in enumerate(experiment.series):
+        found = {x: cells.get(Point('', series, x), {}) for x in experiment.places}
         size = {x: _first(values['learnable']) / 1e6 for x, values in found.items() if 'learnable' in values}
         ours = [(size[x], accuracy) for x in size for accuracy in found[x].get(value.key, {}).values()]
         paper = [(size[p.x], p.low) for p in experiment.printed if p.series == series and p.x in size]
@@ -166,14 +166,6 @@ _DRAWINGS = {
     'reconstruction': _reconstruction,
     'scatter': _scatter,
 }
-
-
-def _facets(experiment: Experiment) -> list[str]:
-    return list(dict.fromkeys(variant.facet for variant in experiment.variants))
-
-
-def _places(experiment: Experiment) -> list[Any]:
-    return list(dict.fromkeys(variant.x for variant in experiment.variants))
 
 
 def _runs(cells: Cells, facet: str, x: Any, series: str, key: str) -> list[float]:

@@ -34,7 +34,7 @@ train() {{
         --data-dir "$data" --output "$output" --experiment "$name" "$@"
 }}
 {commands}
-timm-lc reproduce {id} --train-dirs "$output"
+timm-lc reproduce {id} --train-dirs "$output" --output "$(dirname "$0")/.."
 """
 
 # Weights of timm whose names have none of these parts have seen ImageNet-1k only
@@ -55,14 +55,22 @@ def collect_runs(experiment: Experiment, folders: Sequence[Path]) -> list[Line]:
     """Return a line for each run of train.py below `folders` that trained a network of the experiment.
 
     Raises:
-        ValueError: If a folder has no `summary.csv` below it, or none is of the experiment's networks.
+        ValueError: If a folder has no `summary.csv` below it, none is of the experiment's networks, or two are of the
+            same network and training seed.
     """
     lines = []
+    origins: dict[Any, Path] = {}
     for folder in folders:
         summaries = sorted(folder.rglob('summary.csv'))
         if not summaries:
             raise ValueError(f'`--train-dirs` {folder}: no summary.csv of train.py below it')
-        lines += [line for path in summaries for line in _read_run(experiment, path)]
+        for path in summaries:
+            for line in _read_run(experiment, path):
+                first = origins.setdefault((line.point, line.seed), path.parent)
+                if first != path.parent:
+                    what = f'{line.point.series} {line.run["model"]}, seed {line.seed}'
+                    raise ValueError(f'`--train-dirs`: {first} and {path.parent} are both of {what}: give one of them')
+                lines.append(line)
     if folders and not lines:
         names = ', '.join(dict.fromkeys(variant.model for variant in experiment.variants))
         raise ValueError(f'`--train-dirs`: no run below {", ".join(map(str, folders))} is of {names}')

@@ -12,12 +12,13 @@ from timm_lc.paper.imagenet import collect_runs, write_commands
 from timm_lc.paper.measures import UNTRAINED
 from timm_lc.paper.planning import Job, Options, chosen, open_results, plan
 from timm_lc.paper.results import RUNS, Line, Results, setting_of
-from timm_lc.paper.runs import describe_run, measure_run, read_run, train_once
+from timm_lc.paper.runs import describe_run, measure_run, train_once
 from timm_lc.paper.sections import sections_of, write_sections
 from timm_lc.training.data import Images, load_images
+from timm_lc.training.files import read_json
 from timm_lc.training.parallel import in_parallel
 from timm_lc.training.recipe import Run
-from timm_lc.training.trainer import OutOfTime, describe_device, versions
+from timm_lc.training.trainer import RUN, OutOfTime, describe_device, versions
 
 __all__ = ['reproduce']
 
@@ -81,7 +82,7 @@ def _finish(job: Job, images: Images, options: Options, deadline: float) -> list
         )
     except OutOfTime:
         return []
-    facts = read_run(job.directory)
+    facts = read_json(job.directory / RUN)
     run, where = {**facts['run'], 'limit': options.limit}, {**facts['where'], 'seconds': trained['seconds']}
     lines = []
     for experiment, variant in job.points:

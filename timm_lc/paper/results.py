@@ -17,7 +17,9 @@ from timm_lc.training.data import Images
 from timm_lc.training.files import lock, read_lines, write_lines
 from timm_lc.training.recipe import Recipe
 
-__all__ = ['FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'departures', 'setting_of', 'settings']
+__all__ = [
+    'FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'departures', 'setting_in', 'setting_of', 'settings',
+]  # fmt: skip
 
 FORMAT = 1
 RUNS = 'runs.jsonl'
@@ -158,20 +160,32 @@ def setting_of(run: dict[str, Any]) -> str:
     return json.dumps({'data': run['data'], 'limit': run['limit'], **recipe}, sort_keys=True)
 
 
+def setting_in(experiment: Experiment, line: Line) -> str:
+    """Return a line's setting; of a point that has a learning rate of its own, that of the points beside it."""
+    recipe = line.run.get('recipe', {})
+    if line.is_trained and _rates(experiment).get(line.point) == recipe.get('lr', 0):
+        return setting_of({**line.run, 'recipe': {**recipe, 'lr': Recipe.lr}})
+    return line.setting
+
+
+def _rates(experiment: Experiment) -> dict[Point, float]:
+    return {variant.point: variant.lr for variant in experiment.variants if variant.lr}
+
+
 def settings(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
     """Return the settings of trained lines: most epochs first, then most images, then most lines.
 
     Those of another recipe than the paper's are left out, all but the first if there are no others.
     """
     trained = [line for line in lines if line.is_trained]
-    found = [line.setting for line in trained]
+    found = [setting_in(experiment, line) for line in trained]
 
     def rank(setting: str) -> tuple[float, ...]:
         content = json.loads(setting)
         return content['epochs'], content['limit'] or math.inf, found.count(setting)
 
     ranked = sorted(dict.fromkeys(found), key=rank, reverse=True)
-    departing = {line.setting for line in trained if departures(experiment, line)}
+    departing = {setting for setting, line in zip(found, trained, strict=True) if departures(experiment, line)}
     return [setting for setting in ranked if setting not in departing] or ranked[:1]
 
 
@@ -183,8 +197,7 @@ def departures(experiment: Experiment, line: Line) -> dict[str, Any]:
     """
     if not line.is_trained or experiment.by_train_script:
         return {}
-    rates = {variant.point: variant.lr for variant in experiment.variants if variant.lr}
-    paper = {name: getattr(Recipe, name) for name in _COMPARED} | {'lr': rates.get(line.point, Recipe.lr)}
+    paper = {name: getattr(Recipe, name) for name in _COMPARED} | {'lr': _rates(experiment).get(line.point, Recipe.lr)}
     recipe = line.run['recipe']
     return {name: recipe.get(name, 'not told') for name, value in paper.items() if recipe.get(name) != value}
 

@@ -20,12 +20,12 @@ from torch import nn
 from timm_lc.checkpoints.checkpoint import WEIGHTS, load_model
 from timm_lc.paper.measures import MEASURES
 from timm_lc.training.data import TRAIN_IMAGES, Images
-from timm_lc.training.files import lock, read_json, read_lines, write_text
+from timm_lc.training.files import lock, read_json, read_lines, write_lines, write_text
 from timm_lc.training.recipe import Run, Speed
 from timm_lc.training.trainer import METRICS, RUN, STATE, VALUES, OutOfTime, claim, train
 from timm_lc.transforms.prune import prune_pointwise
 
-__all__ = ['adopt_runs', 'describe_run', 'folder_of', 'known_values', 'measure_run', 'read_run', 'train_once']
+__all__ = ['adopt_runs', 'describe_run', 'folder_of', 'known_values', 'measure_run', 'train_once']
 
 
 def describe_run(run: Run, data: str, limit: int | None) -> dict[str, Any]:
@@ -47,11 +47,6 @@ def known_values(directory: Path) -> dict[str, Any]:
     """
     values = read_json(directory / VALUES) if (directory / WEIGHTS).is_file() else {}
     return values and {'losses': [round(line['loss'], 4) for line in read_lines(directory / METRICS)], **values}
-
-
-def read_run(directory: Path) -> dict[str, Any]:
-    """Return what a run is and where it was trained: the keys `run` and `where`."""
-    return read_json(directory / RUN)
 
 
 def train_once(
@@ -103,7 +98,7 @@ def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
         raise ValueError(f'`--adopt` {source}: no {RUN} of `timm-lc cifar` below it')
     folders = []
     for folder in found:
-        facts = read_run(folder)
+        facts = read_json(folder / RUN)
         if 'run' not in facts:
             raise ValueError(f'`--adopt` {folder / RUN} is not of `timm-lc cifar`')
         _check_limit(folder, facts['run'], limit)
@@ -111,7 +106,9 @@ def adopt_runs(source: Path, runs_dir: Path, limit: int | None) -> list[Path]:
         folders.append(runs_dir / folder_of({**run, 'limit': limit}))
         with lock(folders[-1]):
             if len(read_lines(folder / METRICS)) > len(read_lines(folders[-1] / METRICS)):
-                shutil.copytree(folder, folders[-1], dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.partial*'))
+                left_out = shutil.ignore_patterns('*.partial*', METRICS)
+                shutil.copytree(folder, folders[-1], dirs_exist_ok=True, ignore=left_out)
+                write_lines(folders[-1] / METRICS, read_lines(folder / METRICS))  # last: its length says what is here
     return folders
 
 

@@ -3,12 +3,13 @@
 Ids start with `v2-`. Its numbers stand in `printed_second`; what it says in words names its place.
 """
 
-from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
+from timm_lc.paper.experiment import ACCURACY, FROZEN, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
 from timm_lc.paper.printed_second import BLOCKS, BY_DATA, OPERATIONS, SECOND_TABLE2, SECOND_TABLE3, by_data
 from timm_lc.paper.variants import (
     BY_EXPANSION,
     BY_KERNEL,
     DEPTHS,
+    EXPANSION,
     EXPANSIONS,
     IMPLICIT,
     LEARNS,
@@ -21,8 +22,6 @@ from timm_lc.paper.variants import (
 __all__ = ['SECOND_VERSION']
 
 BEYOND = (256, 512)
-ACCURACY = Value('accuracy', 'validation accuracy [%]')
-EXPANSION = 'LC expansion E'
 DATA = {'CIFAR-10': '', 'CIFAR-100': 'cifar100', 'Fashion-MNIST': 'fashion_mnist', 'SVHN': 'svhn'}
 
 

@@ -1,7 +1,6 @@
 """An experiment's results as a section of text: what was trained where, the table, remarks, the figure."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from timm_lc.paper.experiment import Experiment, Point
 from timm_lc.paper.figures import draw
 from timm_lc.paper.plots import save
 from timm_lc.paper.repeating import how_to_repeat
-from timm_lc.paper.results import Line, collect, settings
+from timm_lc.paper.results import Line, collect, setting_in, settings
 from timm_lc.paper.tables import markdown, table
 from timm_lc.paper.verdicts import Verdict, findings, incomparable, shortfall, verdict_of
 from timm_lc.training.files import write_text
@@ -29,7 +28,7 @@ class Section:
         rows: Header and rows of the table; [] where a figure of pictures shows all.
         figure: As matplotlib draws it, or None.
         measured: Points that have a value of ours.
-        hidden: Number of results of other recipes or images.
+        hidden: Number of results of other recipes or images, or of another length.
         verdict: Whether it agrees with the paper.
         findings: What ours shows where the paper speaks in words.
         name: Of its files: the experiment's id, with an ending where another section of the experiment has that.
@@ -70,7 +69,8 @@ class Section:
         said += [f'The paper, {text}.' for text in self.experiment.says]
         short = shortfall(self.experiment, self.lines)
         said += [f'Ours{f" after {short}" if short else ""}: {"; ".join(self.findings)}.'] if self.findings else []
-        left_out = [f'{self.hidden} results of other recipes or images are not shown here.'] if self.hidden else []
+        others = f'{self.hidden} result{"s are" if self.hidden > 1 else " is"}'
+        left_out = [f'{others} of other recipes, lengths or images, not shown here.'] if self.hidden else []
         return [*said, *self.experiment.notes, *_form(self.lines), *left_out]
 
     def markdown(self) -> list[str]:
@@ -84,7 +84,7 @@ def sections_of(experiment: Experiment, lines: Sequence[Line]) -> list[Section]:
     sections: list[Section] = []
     shown: set[Point] = set()
     for setting in settings(experiment, lines) or ['']:
-        if sections and shown >= {line.point for line in lines if line.setting == setting}:
+        if sections and shown >= {line.point for line in lines if setting_in(experiment, line) == setting}:
             continue
         name = experiment.id + ('-short' if sections else '') + (f'-{len(sections)}' if sections[1:] else '')
         sections.append(make_section(experiment, lines, setting, name))
@@ -97,21 +97,13 @@ def make_section(experiment: Experiment, lines: Sequence[Line], setting: str, na
 
     `name` is that of its files, the experiment's id if None.
     """
-    tuned = {variant.point for variant in experiment.variants if variant.lr}
-    shown = [line for line in lines if _belongs(line, setting, line.point in tuned)]
+    shown = [line for line in lines if setting_in(experiment, line) in ('', setting)]
     cells = collect(experiment, shown)
     rows = table(experiment, cells, incomparable(experiment, shown)) if experiment.values else []
     verdict, found = verdict_of(experiment, shown, cells), findings(experiment, cells)
     hidden = len(lines) - len(shown)
     figure, name = draw(experiment, cells), name or experiment.id
     return Section(experiment, shown, rows, figure, len(cells), hidden, verdict, found, name)
-
-
-def _belongs(line: Line, setting: str, is_tuned: bool) -> bool:
-    """Return whether a line is of a setting; a point with a learning rate of its own, but for the rate."""
-    if is_tuned and line.is_trained and setting:
-        return {**json.loads(line.setting), 'lr': 0} == {**json.loads(setting), 'lr': 0}
-    return line.setting in ('', setting)
 
 
 def write_sections(sections: Sequence[Section], output: Path) -> list[Path]:

@@ -45,7 +45,7 @@ def measure_steps(name: str, **model_kwargs: Any) -> list[Step]:
 
     Args:
         name: An `lc_` model.
-        **model_kwargs: Arguments of `timm.create_model`; those of a step win over them.
+        **model_kwargs: Arguments of `timm.create_model`; those of a step win over them, and all but the first freeze.
 
     Raises:
         ValueError: If `name` is not an `lc_` model, or has no pointwise convolution to prune.
@@ -90,7 +90,8 @@ def _measure(title: str, name: str, model_kwargs: dict[str, Any]) -> Step:
 
 def _build(title: str, name: str, model_kwargs: dict[str, Any]) -> nn.Module:
     """Return the network of a step, the same every time."""
-    given = {key: value for key, value in model_kwargs.items() if key not in ('recycle', 'shared_length')}
+    set_by_steps = ('freeze_spatial', 'recycle', 'shared_length')
+    given = {key: value for key, value in model_kwargs.items() if key not in set_by_steps}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model(name, **{**given, **ARGUMENTS.get(title, RECYCLED)})

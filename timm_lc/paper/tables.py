@@ -9,7 +9,7 @@ from timm_lc.analysis.intervals import mean_and_std, paired_interval
 from timm_lc.paper.experiment import GAP, Experiment, Point, Printed, Value, Variant
 from timm_lc.paper.results import Cells
 
-__all__ = ['differences', 'markdown', 'series_of', 'table']
+__all__ = ['differences', 'markdown', 'table']
 
 NONE = '–'  # noqa: RUF001
 
@@ -25,7 +25,7 @@ def table(experiment: Experiment, cells: Cells, incomparable: Container[str] = (
 
     Values of the keys in `incomparable` show no deviation from the paper's, nor do differences if it has `GAP`.
     """
-    columns = [(series, value) for value in experiment.values for series in series_of(experiment)]
+    columns = [(series, value) for value in experiment.values for series in experiment.series]
     header = [*(['panel'] if _has_facets(experiment) else []), experiment.x_label]
     rows = [[*([facet] if _has_facets(experiment) else []), str(x)] for facet, x in _points(experiment, cells)]
     for series, value in columns:
@@ -61,11 +61,6 @@ def _constant(experiment: Experiment) -> list[tuple[str, str]]:
     for variant in experiment.variants:
         networks.setdefault((variant.facet, variant.series), []).append(dataclasses.replace(variant, x=0))
     return [key for key, (first, *others) in networks.items() if others and all(other == first for other in others)]
-
-
-def series_of(experiment: Experiment) -> list[str]:
-    """Return the names of an experiment's series, in its order."""
-    return list(dict.fromkeys(variant.series for variant in experiment.variants))
 
 
 def differences(experiment: Experiment, cells: Cells, facet: str, x: Any, key: str) -> list[float]:

@@ -8,12 +8,11 @@ initial scale of an LC-Block.
 from typing import Any
 
 from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Experiment, Value, Variant
-from timm_lc.paper.variants import EXPANSIONS, KERNELS, LEARNS, flat, plain
+from timm_lc.paper.variants import EXPANSION, EXPANSIONS, KERNELS, LEARNS, flat, plain
 
 __all__ = ['THEORY']
 
 EXPLICIT, IMPLICIT, EXPECTED, ORTHOGONAL = 'explicit', 'implicit', 'expected', 'orthogonal'
-EXPANSION = 'LC expansion E'
 BEYOND = (256, 512, 1024, 2048, 4096)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # 1e-2 is appendix C's
 SHOWN = (8, 128)

@@ -6,10 +6,11 @@ from typing import Any
 from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Variant
 
 __all__ = [
-    'AMOUNT', 'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSIONS', 'IMPLICIT', 'KERNELS', 'LEARNS', 'RECYCLED',
-    'WIDTHS', 'both', 'flat', 'plain',
+    'AMOUNT', 'BY_EXPANSION', 'BY_KERNEL', 'DEPTHS', 'EXPANSION', 'EXPANSIONS', 'IMPLICIT', 'KERNELS', 'LEARNS',
+    'RECYCLED', 'WIDTHS', 'both', 'flat', 'plain',
 ]  # fmt: skip
 
+EXPANSION = 'LC expansion E'  # the label of most axes
 EXPANSIONS = tuple(1 << power for power in range(8))
 WIDTHS, DEPTHS, KERNELS = (16, 32, 64, 128), (20, 32, 44, 56, 110, 260), (3, 5, 7, 9)
 LEARNS = {'freeze_spatial': False}

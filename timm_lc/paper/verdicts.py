@@ -36,6 +36,7 @@ class _Compared(NamedTuple):
     """Ours beside a number of the paper, or beside a difference of two; what lies within `tolerance` is equal."""
 
     name: str
+    key: str
     ours: float
     paper: float
     high: float
@@ -78,6 +79,10 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
     if not compared:
         return Verdict(OPEN, 'none of the points with a number in print is measured')
     far = [found for found in compared if found.excess > 1]
+    learned = {key for line in lines if line.is_trained for key in line.values}
+    if experiment.measures and not any(found.key in learned for found in compared):
+        counts = f'{len(compared) - len(far)} of {len(compared)} counts within {PERCENT:g} %'
+        return Verdict(OPEN, f"no accuracy in print is measured on the paper's images; {counts}")
     if 'timing' in experiment.untrained:
         sizes = f'{len(compared) - len(far)} of {len(compared)} checkpoint sizes within {PERCENT:g} %'
         return Verdict(OPEN, f'times and memory of another device than the paper used; {sizes}')
@@ -128,7 +133,9 @@ def _beside(experiment: Experiment, cells: Cells, printed: Printed) -> _Compared
     high = printed.low if printed.high is None else printed.high
     relative = any(value.key == printed.key and value.relative for value in experiment.values)
     tolerance = PERCENT / 100 * abs(printed.low) if relative else 2 * (printed.std or POINTS / 2)
-    return _Compared(_name(printed), mean_and_std(ours)[0], printed.low, high, tolerance, is_gap, len(ours))
+    return _Compared(
+        _name(printed), printed.key, mean_and_std(ours)[0], printed.low, high, tolerance, is_gap, len(ours)
+    )
 
 
 def _pairs(experiment: Experiment) -> list[tuple[Printed, Printed]]:
@@ -149,7 +156,7 @@ def _difference_of(experiment: Experiment, cells: Cells, first: Printed, second:
         return None
     paper, tolerance = first.low - second.low, 2 * math.hypot(first.std or 0, second.std or 0)
     name = f'{first.series} less {second.series} at {first.x}'
-    return _Compared(name, mean_and_std(ours)[0], paper, paper, tolerance, True, len(ours))
+    return _Compared(name, first.key, mean_and_std(ours)[0], paper, paper, tolerance, True, len(ours))
 
 
 def _name(printed: Printed) -> str:
@@ -203,13 +210,12 @@ def findings(experiment: Experiment, cells: Cells) -> list[str]:
 
 def _means(experiment: Experiment, cells: Cells, series: str, facet: str, key: str) -> dict[Any, float]:
     """Return our mean at each measured place, in the axis's order."""
-    places = dict.fromkeys(variant.x for variant in experiment.variants)
-    found = {x: cells.get(Point(facet, series, x), {}).get(key, {}) for x in places}
+    found = {x: cells.get(Point(facet, series, x), {}).get(key, {}) for x in experiment.places}
     return {x: mean_and_std(list(values.values()))[0] for x, values in found.items() if values}
 
 
 def _facets(experiment: Experiment, cells: Cells) -> list[str]:
-    return [f for f in dict.fromkeys(v.facet for v in experiment.variants) if any(p.facet == f for p in cells)]
+    return [facet for facet in experiment.facets if any(point.facet == facet for point in cells)]
 
 
 def _crossing(experiment: Experiment, cells: Cells) -> list[str]:
@@ -233,8 +239,10 @@ def _ahead(experiment: Experiment, gaps: dict[Any, list[float]]) -> str:
     axis = experiment.x_label.split()[-1]
     single = None in intervals.values()
     if single or len(gaps) == 1:
-        each = ', '.join(f'{mean_and_std(gap)[0]:+.2f} at {axis} = {x}' for x, gap in gaps.items())
-        return f'{first} less {other} is {each}' + (' (one run each)' if single else '')
+        counts = {len(gap) for gap in gaps.values()}
+        told = {x: f' ({len(gap)} run{"s"[: len(gap) > 1]})' if len(counts) > 1 else '' for x, gap in gaps.items()}
+        each = ', '.join(f'{mean_and_std(gap)[0]:+.2f} at {axis} = {x}{told[x]}' for x, gap in gaps.items())
+        return f'{first} less {other} is {each}' + (' (one run each)' if counts == {1} else '')
     behind = [index for index, interval in enumerate(intervals.values()) if interval and interval[0] <= 0]
     ahead = [*gaps][behind[-1] + 1 :] if behind else [*gaps]
     where = f'from {axis} = {ahead[0]} on' if ahead else f'nowhere up to {axis} = {[*gaps][-1]}'
@@ -264,14 +272,16 @@ def _course(experiment: Experiment, means: dict[Any, float]) -> str:
 def _change(experiment: Experiment, cells: Cells) -> list[str]:
     """Say how far accuracy is at each place from that at the first."""
     series = experiment.variants[0].series
-    (first, base), *rest = _means(experiment, cells, series, '', 'accuracy').items()
+    means = _means(experiment, cells, series, '', 'accuracy')
+    if not means:
+        return []
+    (first, base), *rest = means.items()
     return [f'against {first}: ' + ', '.join(f'{mean - base:+.2f} at {x}' for x, mean in rest)] if rest else []
 
 
 def _difference(experiment: Experiment, cells: Cells) -> list[str]:
     """Say the first and the largest difference of the pair."""
-    places = dict.fromkeys(variant.x for variant in experiment.variants)
-    found = {x: differences(experiment, cells, '', x, 'accuracy') for x in places}
+    found = {x: differences(experiment, cells, '', x, 'accuracy') for x in experiment.places}
     means = {x: mean_and_std(values)[0] for x, values in found.items() if values}
     if not means or experiment.pair is None:
         return []

@@ -27,7 +27,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def run_facts(run: Run, data: str, metrics: Mapping[str, Any], limit: int | None = None) -> Facts:
+def run_facts(run: Run, data: str, metrics: Mapping[str, Any], limit: int | None = None, *, amp: bool) -> Facts:
     """Return what config and card say of a finished run, and the command that trains it again.
 
     Args:
@@ -35,12 +35,14 @@ def run_facts(run: Run, data: str, metrics: Mapping[str, Any], limit: int | None
         data: Name of the images.
         metrics: Its last line of metrics.
         limit: Images of each split that were taken; None is all.
+        amp: Whether it was trained under autocast.
     """
     recipe = run.recipe
     options: dict[str, Any] = {'model': run.model, 'data': data, 'epochs': recipe.epochs, 'seed': run.seed}
     options |= {'batch-size': recipe.batch_size, 'lr': recipe.lr} | ({'l1': recipe.l1} if recipe.l1 else {})
     options |= {} if limit is None else {'limit': limit}
     parts = [text for key, value in options.items() for text in (f'--{key}', str(value))]
+    parts.append('--amp' if amp else '--no-amp')
     if run.model_kwargs:
         parts += ['--model-kwargs', *(f'{key}={value}' for key, value in run.model_kwargs.items())]
     found = {'epoch': recipe.epochs - 1, 'eval_top1': metrics['accuracy'], 'eval_loss': metrics['validation_loss']}

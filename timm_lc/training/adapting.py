@@ -133,14 +133,6 @@ def stored_bytes(model: nn.Module) -> int:
     return len(save({name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in fixed}))
 
 
-def _head(model: nn.Module) -> nn.Module:
-    return _learn_only(model, norms=False)
-
-
-def _norms(model: nn.Module) -> nn.Module:
-    return _learn_only(model, norms=True)
-
-
 def _learn_only(model: nn.Module, *, norms: bool) -> nn.Module:
     """Hold, in place, everything but the classifier and, if wanted, the norms; as adapters do, without any."""
     heads = {child for module in classifiers(model).values() for child in module.modules()}
@@ -169,29 +161,25 @@ def _full(model: nn.Module) -> nn.Module:
     return model
 
 
-def _adapter(model: nn.Module, rank: int, **options: Any) -> nn.Module:
-    return add_adapters(model, rank, **options)
-
-
 def by_length(lengths: tuple[float, ...], rank: int, layers: str = 'spatial') -> dict[str, Method]:
     """Return adapters whose random filters have these lengths, and full fine-tuning: what a default length rests on."""
     kind = f'adapter, rank {rank}' + ('' if layers == 'spatial' else f', {layers} layers')
     options: dict[str, Any] = {'rank': rank, 'layers': layers}
     adapters: dict[str, Method] = {
-        f'{kind}, rows of length {length:g}': functools.partial(_adapter, gain=length * 3**0.5, **options)
+        f'{kind}, rows of length {length:g}': functools.partial(add_adapters, gain=length * 3**0.5, **options)
         for length in lengths
     }
     return {**adapters, FULL: _full}
 
 
 METHODS: dict[str, Method] = {
-    'head only': _head,
-    'head and norms': _norms,
+    'head only': functools.partial(_learn_only, norms=False),
+    'head and norms': functools.partial(_learn_only, norms=True),
     'LoRA, rank 8 (peft)': functools.partial(_lora, rank=8),
-    'adapter, rank 4': functools.partial(_adapter, rank=4),
-    'adapter, rank 8': functools.partial(_adapter, rank=8),
-    'adapter, rank 16': functools.partial(_adapter, rank=16),
-    'adapter, rank 16, rows of length 1': functools.partial(_adapter, rank=16, gain=3**0.5),
-    'adapter, rank 16, uniform rows': functools.partial(_adapter, rank=16, filters='uniform', gain=1.0),
+    'adapter, rank 4': functools.partial(add_adapters, rank=4),
+    'adapter, rank 8': functools.partial(add_adapters, rank=8),
+    'adapter, rank 16': functools.partial(add_adapters, rank=16),
+    'adapter, rank 16, rows of length 1': functools.partial(add_adapters, rank=16, gain=3**0.5),
+    'adapter, rank 16, uniform rows': functools.partial(add_adapters, rank=16, filters='uniform', gain=1.0),
     FULL: _full,
 }

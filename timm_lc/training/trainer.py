@@ -4,9 +4,11 @@ Where it is silent we follow the authors' public trainer: an epoch's incomplete 
 CIFAR-10), and the learning rate falls with each step, not each epoch.
 
 All randomness of an epoch, order and augmentation, is a function of (seed, epoch), and the state after an epoch is
-saved: a run that was killed goes on with the same weights, to the bit on a CPU with as many threads.
+saved: a run that was killed goes on with the same weights, to the bit on the same CPU with as many threads and the
+same `Speed`.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -82,8 +84,8 @@ def train(
         deadline: Time of `time.monotonic` that no epoch should end after.
 
     Raises:
-        ValueError: If `directory` holds another run, there are fewer images than a batch, or the network does not
-            take them.
+        ValueError: If `directory` holds another run, there are fewer images than a batch where the last one is
+            dropped, or the network does not take them.
         OutOfTime: If another epoch would end after `deadline`.
     """
     speed = speed or Speed.best_for(device)
@@ -99,7 +101,7 @@ def train(
             _train_epochs(model, optimizer, run, images, directory, speed, start, deadline)
     last = read_lines(directory / METRICS)[-1]
     name_classes(model, images.classes)
-    save_pretrained(model, directory, facts=run_facts(run, images.name, last, images.limit))
+    save_pretrained(model, directory, facts=run_facts(run, images.name, last, images.limit, amp=speed.amp))
     return float(last['accuracy'])
 
 
@@ -231,16 +233,28 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
     describe_images(model, tuple(images.train.shape[1:]), mean, std)
     if speed.channels_last:
         model.to(memory_format=torch.channels_last)
-    try:  # before anything is written
-        evaluate(model, images.map(lambda tensor: tensor[:2].to(device)), speed)
-    except (RuntimeError, IndexError, AssertionError) as error:
-        size = ' x '.join(map(str, images.train.shape[1:]))
-        raise ValueError(f'`model` {run.model} {run.model_kwargs} does not take images of {size}: {error}') from error
+    _check_takes(model, images.map(lambda tensor: tensor[:2].to(device)), run, speed, len(images.train))
     penalty = {'opt': 'l1sgd', 'l1': recipe.l1} if recipe.l1 else {'opt': 'sgd'}
     optimizer = create_optimizer_v2(
         list(model.parameters()), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **penalty
     )
     return model, optimizer
+
+
+def _check_takes(model: nn.Module, two: Images, run: Run, speed: Speed, count: int) -> None:
+    """Refuse, before anything is written, images that the network does not take, or a last batch of one of them."""
+    try:
+        evaluate(model, two, speed)
+    except (RuntimeError, IndexError, AssertionError) as error:
+        size = ' x '.join(map(str, two.train.shape[1:]))
+        raise ValueError(f'`model` {run.model} {run.model_kwargs} does not take images of {size}: {error}') from error
+    batch_size = run.recipe.batch_size
+    if count % batch_size == 1 and not run.recipe.drop_last:
+        try:
+            _forward(copy.deepcopy(model).train(), two.normalize(two.train[:1]), speed)
+        except ValueError as error:  # a norm over a single value
+            text = f'`batch_size` {batch_size} leaves a last batch of 1 of the {count} images, too few for {run.model}'
+            raise ValueError(f'{text}: {error}') from error
 
 
 def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
@@ -301,9 +315,12 @@ def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> 
     if not path.is_file():
         (directory / METRICS).unlink(missing_ok=True)
         return 0
-    begun = read_json(directory / RUN)['where'].get('amp')
-    if begun != speed.amp:
-        raise ValueError(f'`amp` must be {begun}, as when {directory} was begun, got {speed.amp}')
+    where = read_json(directory / RUN)['where']
+    if where.get('amp') != speed.amp:
+        raise ValueError(f'`amp` must be {where.get("amp")}, as when {directory} was begun, got {speed.amp}')
+    now = {'threads': torch.get_num_threads(), **dataclasses.asdict(speed)}
+    if changed := differences({name: where.get(name) for name in now}, now):
+        print(f'{directory}: {", ".join(changed)}: the run goes on with other rounding')
     try:
         state = read_checkpoint(path)
         model.load_state_dict(state['model'])

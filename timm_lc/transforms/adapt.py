@@ -145,6 +145,8 @@ def adapt(model: nn.Module, records: dict[str, FilterRecord], *, norms: bool) ->
         getattr(model, 'num_classes', None),
         _ties(model),
     )
+    for module in originals.values():
+        module.requires_grad_(True)  # whoever froze the base before meant what is held now
     for module in model.modules():
         if module not in learned and module not in convolutions.values():
             hold_tensors(module)
@@ -273,6 +275,8 @@ def _restore(model: nn.Module, name: str, original: nn.Module) -> None:
     expected = original.state_dict()
     if {key: t.shape for key, t in present.state_dict().items()} == {key: t.shape for key, t in expected.items()}:
         present.load_state_dict(expected)
+        for parameter, of_base in zip(present.parameters(), original.parameters(), strict=True):
+            parameter.requires_grad_(of_base.requires_grad)
     else:
         model.set_submodule(name, original.to(next(model.parameters())))
 
@@ -287,8 +291,13 @@ def _check_base(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Refuse a state of another base, whatever `strict` says, and unpack norms as a file holds them."""
+    """Refuse a state of another base or without adapters, whatever `strict` says; unpack norms as a file holds them."""
     error_msgs += unpack_norms(state_dict, prefix, learned_norms(model))
+    adapted = [name for name, module in model.named_modules() if isinstance(module, AdaptedConv2d)]
+    if left_out := [name for name in adapted if f'{prefix}{name}.weight' in state_dict]:
+        error_msgs.append(
+            f'a state without adapters, whose `{left_out[0]}` is held here: load it before they are added'
+        )
     fingerprint = state_dict.get(prefix + FINGERPRINT)
     if fingerprint is None or model.base_fingerprint.is_meta:
         return

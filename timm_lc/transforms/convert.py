@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from timm_lc._timm import replace_arguments
 from timm_lc.arguments import changeable
-from timm_lc.filters import EXPECTED, FilterRecord
+from timm_lc.filters import EXPECTED
 from timm_lc.layers.frozen import filter_shape, freeze_convolution, is_frozen, share_convolution
 from timm_lc.layers.implicit import ImplicitLCConv2d, is_linear, plain_convolution
 from timm_lc.layers.lc_conv import LCConv2d
@@ -171,7 +171,7 @@ def _explicit(block: ImplicitLCConv2d, weight: Tensor) -> LCConv2d:
     conv = plain_convolution(block, block.out_channels, bias=block.bias is not None).to_empty(device=weight.device)
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
         explicit = LCConv2d.from_convolution(conv, block.expansion, block.filter_record, freeze_spatial=True)
-    if not _has_own_shape(block.filter_record, explicit.spatial):
+    if block.filter_record.shape != filter_shape(explicit.spatial):
         freeze_convolution(explicit.spatial, block.filter_record)  # whose filters are adapted
     with torch.no_grad():
         explicit.pointwise.weight.copy_(weight)
@@ -179,16 +179,10 @@ def _explicit(block: ImplicitLCConv2d, weight: Tensor) -> LCConv2d:
     return explicit.train(block.training)
 
 
-def _has_own_shape(record: FilterRecord, conv: nn.Conv2d) -> bool:
-    """Return whether `conv` has the filters of a record as they are, not adapted to other input channels."""
-    return record.shape == filter_shape(conv)
-
-
 def _share(convolutions: list[nn.Conv2d]) -> None:
     """Let, in place, convolutions whose records are of one shared vector slice it again."""
-    shared = [
-        conv for conv in convolutions if conv.filter_record.is_shared and _has_own_shape(conv.filter_record, conv)
-    ]
+    records = [(conv, conv.filter_record) for conv in convolutions]
+    shared = [conv for conv, record in records if record.is_shared and record.shape == filter_shape(conv)]
     if not shared:
         return
     longest = max((conv.filter_record for conv in shared), key=lambda record: record.numel)

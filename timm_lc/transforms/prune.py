@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 
 from timm_lc.arguments import check_module, unwrapped
 from timm_lc.layers.implicit import ImplicitLCConv2d
-from timm_lc.spatial import pointwise_convolutions
+from timm_lc.spatial import check_weight, pointwise_convolutions
 
 __all__ = ['LayerSparsity', 'pointwise_sparsity', 'prune_pointwise']
 
@@ -34,7 +34,7 @@ def prune_pointwise(model: nn.Module, amount: float) -> nn.Module:
 
     Raises:
         TypeError: If `amount` is not a number.
-        ValueError: If `amount` is out of range, or there is no pointwise convolution.
+        ValueError: If `amount` is out of range, there is no pointwise convolution, or another tool computes its weight.
 
     Example:
         >>> import timm
@@ -47,6 +47,9 @@ def prune_pointwise(model: nn.Module, amount: float) -> nn.Module:
     if any(isinstance(module, ImplicitLCConv2d) for module in model.modules()):
         raise ValueError('implicit LC-Blocks have no pointwise weights to prune: use to_explicit before')
     convolutions = _matched(model)
+    for name, conv in convolutions:
+        if not prune.is_pruned(conv):  # by torch, whose masks count on
+            check_weight(conv, name)
     weights = [(conv, 'weight') for _, conv in convolutions]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=float(amount))
     for conv, name in weights:
