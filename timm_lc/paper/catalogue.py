@@ -12,7 +12,7 @@ from typing import Any
 
 from timm_lc.paper.experiment import ACCURACY, FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
 from timm_lc.paper.measures import COUNTS
-from timm_lc.paper.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TABLE2, TABLE3, lowres_gap
+from timm_lc.paper.printed import AS_PRINTED, AT_128, NETWORKS, ROWS, TABLE1, TABLE2, TABLE3, in_panel, lowres_gap
 from timm_lc.paper.second_version import SECOND_VERSION
 from timm_lc.paper.theory import THEORY
 from timm_lc.paper.variants import (
@@ -212,7 +212,7 @@ _ALL = (
         'fig11', 'Gap of frozen random and learnable LCResNet-20-16x{E} for larger kernels',
         variants=BY_KERNEL, x_label=EXPANSION,
         kind='gaps',
-        printed=tuple(Printed(p.place, p.series, p.x, p.low, std=p.std, facet='k = 3') for p in AT_128),
+        printed=in_panel('k = 3', AT_128),
         says=('version 1, section 4.4: the gap grows with k and falls with E, down to none but for k = 9',),
     ),
     Experiment(

@@ -1,11 +1,13 @@
 """The numbers that the paper's tables and text print. Its pictures are not read off."""
 
+import dataclasses
 import math
+from collections.abc import Iterable
 
 from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, Printed
 
 __all__ = [
-    'AS_PRINTED', 'AT_128', 'NETWORKS', 'ROWS', 'TABLE1', 'TABLE2', 'TABLE3', 'lowres_gap',
+    'AS_PRINTED', 'AT_128', 'NETWORKS', 'ROWS', 'TABLE1', 'TABLE2', 'TABLE3', 'in_panel', 'lowres_gap',
 ]  # fmt: skip
 
 # Rows of table 1; table 3 has all but the regularised one
@@ -36,6 +38,12 @@ AT_128 = (
     Printed('version 1, table 1', LEARNABLE, 128, 91.39, std=0.29),
     Printed('version 1, table 1, by difference', GAP, 128, 0.50),
 )
+
+
+def in_panel(facet: str, printed: Iterable[Printed]) -> tuple[Printed, ...]:
+    """Return printed numbers as those of one panel of a figure."""
+    return tuple(dataclasses.replace(number, facet=facet) for number in printed)
+
 
 # Top-1 and top-5 of frozen random, of learnable, and the gap; that of ResNet-50d is 4.12 by its own accuracies
 _IMAGENET = {

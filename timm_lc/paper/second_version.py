@@ -4,6 +4,7 @@ Ids start with `v2-`. Its numbers stand in `printed_second`; what it says in wor
 """
 
 from timm_lc.paper.experiment import ACCURACY, FROZEN, LEARNABLE, PLAIN, Experiment, Printed, Value, Variant
+from timm_lc.paper.printed import in_panel
 from timm_lc.paper.printed_second import BLOCKS, BY_DATA, OPERATIONS, SECOND_TABLE2, SECOND_TABLE3, by_data
 from timm_lc.paper.variants import (
     BY_EXPANSION,
@@ -99,7 +100,7 @@ SECOND_VERSION = (
     ),
     Experiment(
         'v2-fig8', 'Gap of frozen random and learnable for larger kernels', variants=BY_KERNEL, x_label=EXPANSION,
-        kind='gaps',
+        kind='gaps', printed=in_panel('k = 3', by_data('CIFAR-10')[1:]),
         says=('version 2, figure 8a: at the largest E the gap is closed for k = 5, 7 and 9, where version 1 saw one '
               'for 9',),
     ),
