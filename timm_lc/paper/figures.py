@@ -9,7 +9,7 @@ import numpy as np
 from timm_lc.paper.experiment import GAP, LEARNABLE, Experiment, Point, Printed, Value
 from timm_lc.paper.imagenet import stock_results
 from timm_lc.paper.plots import Curve, Histogram, Panel, curves, heat_maps, histograms, mosaics, scatter
-from timm_lc.paper.results import Cells
+from timm_lc.paper.results import Cells, runs_of
 from timm_lc.paper.tables import differences
 
 __all__ = ['draw']
@@ -32,7 +32,7 @@ def _panel(experiment: Experiment, cells: Cells, facet: str, value: Value) -> Pa
     lines = [
         Curve(
             series,
-            [(x, _runs(cells, facet, x, series, value.key)) for x in experiment.places],
+            [(x, list(runs_of(cells, facet, series, x, value.key).values())) for x in experiment.places],
             style,
             [_band(p) for p in experiment.printed if (p.facet, p.series, p.key) == (facet, series, value.key)],
             line=experiment.kind == 'curves',
@@ -66,7 +66,7 @@ def _losses(experiment: Experiment, cells: Cells) -> Any:
     """Draw the training loss over the epochs, one panel for each place, one curve for each series."""
     panels = []
     for x in experiment.places:
-        found = [cells.get(Point('', series, x), {}).get('losses', {}) for series in experiment.series]
+        found = [runs_of(cells, '', series, x, 'losses') for series in experiment.series]
         lines = [
             Curve(series, list(enumerate(zip(*runs.values(), strict=True), 1)), style)
             for style, (series, runs) in enumerate(zip(experiment.series, found, strict=True))
@@ -74,7 +74,7 @@ def _losses(experiment: Experiment, cells: Cells) -> Any:
         epochs = sorted({epoch for line in lines for epoch, _ in line.points})
         title = f'{experiment.x_label} = {x}'
         panels += [Panel(lines, 'epoch', 'training loss', title, places=epochs)] if epochs else []
-    return curves(panels)
+    return curves(panels) if panels else None
 
 
 def _filters(experiment: Experiment, cells: Cells) -> Any:
@@ -99,7 +99,7 @@ def _positions(experiment: Experiment, cells: Cells) -> Any:
     rows = []
     for facet in experiment.facets:
         series = reversed(experiment.series)
-        found = [(name, cells.get(Point(facet, name, 1), {}).get('positions', {})) for name in series]
+        found = [(name, runs_of(cells, facet, name, 1, 'positions')) for name in series]
         row = [(name, np.mean([np.array(matrix) for matrix in runs.values()], 0)) for name, runs in found if runs]
         rows += [(facet, row)] if row else []
     return heat_maps(rows, 'variance (1 over the layer)')
@@ -108,10 +108,7 @@ def _positions(experiment: Experiment, cells: Cells) -> Any:
 def _distributions(experiment: Experiment, cells: Cells) -> Any:
     """Draw pointwise weights, a row for each expansion and a column for each of five layers."""
     found = {
-        x: [
-            (style, cells.get(Point('', series, x), {}).get('pointwise'))
-            for style, series in enumerate(experiment.series)
-        ]
+        x: [(style, runs_of(cells, '', series, x, 'pointwise')) for style, series in enumerate(experiment.series)]
         for x in experiment.places
     }
     known = {x: [(style, _first(runs)) for style, runs in both if runs] for x, both in found.items()}
@@ -166,10 +163,6 @@ _DRAWINGS = {
     'reconstruction': _reconstruction,
     'scatter': _scatter,
 }
-
-
-def _runs(cells: Cells, facet: str, x: Any, series: str, key: str) -> list[float]:
-    return list(cells.get(Point(facet, series, x), {}).get(key, {}).values())
 
 
 def _band(printed: Printed) -> tuple[Any, float, float]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from timm_lc.analysis.intervals import mean_and_std
 from timm_lc.paper.catalogue import EXPERIMENTS
-from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN, Point
+from timm_lc.paper.experiment import FROZEN, LEARNABLE, PLAIN
 from timm_lc.paper.printed_second import BY_DATA, HOURS
-from timm_lc.paper.results import Line, collect
+from timm_lc.paper.results import Line, collect, runs_of
 from timm_lc.paper.sections import Section
 from timm_lc.paper.verdicts import AGREES, DIFFERS, MISSING, OPEN, SHORT, UNCLEAR, shortfall
 
@@ -99,7 +99,7 @@ def _numbers(sections: Sequence[Section]) -> str:
     if section is None or shortfall(section.experiment, section.lines):
         return f"{about} Ours: no run of the paper's whole recipe is finished, so whether this reproduces is open."
     cells = collect(section.experiment, section.lines)
-    found = {name: cells.get(Point('', name, 128), {}).get('accuracy', {}) for name in names}
+    found = {name: runs_of(cells, '', name, 128, 'accuracy') for name in names}
     ours = [f'{name} {_spread(values)}' for name, values in found.items() if values]
     data = ', '.join(dict.fromkeys(line.run['data'] for line in section.lines if line.is_trained))
     return f'{about} Ours, {data}: {", ".join(ours) or "none of the three"} %.'

@@ -18,7 +18,8 @@ from timm_lc.training.files import lock, read_lines, write_lines
 from timm_lc.training.recipe import Recipe
 
 __all__ = [
-    'FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'departures', 'setting_in', 'setting_of', 'settings',
+    'FORMAT', 'RUNS', 'Cells', 'Line', 'Results', 'collect', 'departures', 'runs_of', 'setting_in', 'setting_of',
+    'settings',
 ]  # fmt: skip
 
 FORMAT = 1
@@ -211,3 +212,8 @@ def collect(experiment: Experiment, lines: Iterable[Line]) -> Cells:
             for key, value in line.values.items():
                 cells.setdefault(line.point, {}).setdefault(key, {})[line.seed] = value
     return cells
+
+
+def runs_of(cells: Cells, facet: str, series: str, x: Any, key: str) -> dict[int, Any]:
+    """Return the value of each training seed at a point, {} where none is measured."""
+    return cells.get(Point(facet, series, x), {}).get(key, {})

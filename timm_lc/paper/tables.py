@@ -7,7 +7,7 @@ from typing import Any
 
 from timm_lc.analysis.intervals import mean_and_std, paired_interval
 from timm_lc.paper.experiment import GAP, Experiment, Point, Printed, Value, Variant
-from timm_lc.paper.results import Cells
+from timm_lc.paper.results import Cells, runs_of
 
 __all__ = ['differences', 'markdown', 'table']
 
@@ -67,7 +67,7 @@ def differences(experiment: Experiment, cells: Cells, facet: str, x: Any, key: s
     """Return the first series of the pair less the second, for each training seed that both have."""
     if experiment.pair is None:
         return []
-    first, second = (cells.get(Point(facet, series, x), {}).get(key, {}) for series in experiment.pair)
+    first, second = (runs_of(cells, facet, series, x, key) for series in experiment.pair)
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from timm_lc.analysis.intervals import mean_and_std, paired_interval
-from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Point, Printed
-from timm_lc.paper.results import Cells, Line, departures
+from timm_lc.paper.experiment import FROZEN, GAP, LEARNABLE, PLAIN, Experiment, Printed
+from timm_lc.paper.results import Cells, Line, departures, runs_of
 from timm_lc.paper.tables import differences
 from timm_lc.training.recipe import Recipe
 
@@ -127,7 +127,7 @@ def _beside(experiment: Experiment, cells: Cells, printed: Printed) -> _Compared
     if is_gap:
         ours: Sequence[float] = differences(experiment, cells, printed.facet, printed.x, printed.key)
     else:
-        ours = list(cells.get(Point(printed.facet, printed.series, printed.x), {}).get(printed.key, {}).values())
+        ours = list(runs_of(cells, printed.facet, printed.series, printed.x, printed.key).values())
     if not ours:
         return None
     high = printed.low if printed.high is None else printed.high
@@ -210,7 +210,7 @@ def findings(experiment: Experiment, cells: Cells) -> list[str]:
 
 def _means(experiment: Experiment, cells: Cells, series: str, facet: str, key: str) -> dict[Any, float]:
     """Return our mean at each measured place, in the axis's order."""
-    found = {x: cells.get(Point(facet, series, x), {}).get(key, {}) for x in experiment.places}
+    found = {x: runs_of(cells, facet, series, x, key) for x in experiment.places}
     return {x: mean_and_std(list(values.values()))[0] for x, values in found.items() if values}
 
 
@@ -296,7 +296,7 @@ def _border(experiment: Experiment, cells: Cells) -> list[str]:
     for facet in _facets(experiment, cells):
         ratios = []
         for series in (LEARNABLE, FROZEN):
-            runs = cells.get(Point(facet, series, 1), {}).get('positions', {})
+            runs = runs_of(cells, facet, series, 1, 'positions')
             if runs:
                 matrix = np.mean([np.array(values) for values in runs.values()], 0)
                 edge = np.ones_like(matrix, dtype=bool)

@@ -77,9 +77,8 @@ class Images:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Images':
         """Return the set with `change` applied to each tensor, such as a move to a device."""
-        tensors = (self.train, self.train_labels, self.validation, self.validation_labels)
-        changed = Images(self.name, self.classes, *map(change, tensors))
-        return dataclasses.replace(changed, augmented=self.augmented, limit=self.limit)
+        names = ('train', 'train_labels', 'validation', 'validation_labels')
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 def load_images(source: str, root: str | Path = 'data', limit: int | None = None) -> Images:
