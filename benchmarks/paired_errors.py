@@ -28,6 +28,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     images = load_images(args.data)
     right = {describe(folder): correct(folder, images) for folder in args.runs}
+    if len(right) < len(args.runs):
+        parser.error('two runs are of the same network, recipe and seed')
     print(f'# Differences of accuracy on the same {len(images.validation):,} images of {images.name}\n')
     print(
         '`python benchmarks/paired_errors.py RUN ... --data ...`: the row less the column in points, with the standard'
@@ -42,7 +44,8 @@ def describe(folder):
     """Return what a run trained, and its length."""
     run = json.loads((folder / RUN).read_text())['run']
     kwargs = ' '.join(f'{key}={value}' for key, value in run['model_kwargs'].items())
-    return f'{run["model"]} {kwargs}'.strip() + f', {run["recipe"]["epochs"]} epochs, seed {run["seed"]}'
+    recipe = run['recipe']
+    return f'{run["model"]} {kwargs}'.strip() + f', {recipe["epochs"]} epochs at {recipe["lr"]:g}, seed {run["seed"]}'
 
 
 @torch.no_grad()
@@ -60,7 +63,7 @@ def table(right):
     lines.append('|---' * (len(names) + 2) + '|')
     for index, name in enumerate(names):
         gaps = [100 * (right[name] - right[other]) for other in names[:index]]
-        cells = [f'{gap.mean():+.2f} ± {gap.std() / len(gap) ** 0.5:.2f}' for gap in gaps]
+        cells = [f'{gap.mean():+.2f} ± {gap.std() / len(gap) ** 0.5:.3f}' for gap in gaps]
         cells += [''] * (len(names) - 1 - index)
         lines.append(f'| {index + 1} | {name} | {100 * right[name].mean():.2f} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)

@@ -168,7 +168,7 @@ def test_the_control_of_the_readme_is_that_of_the_results():
     points = {
         'plain': ('recipe', 'plain'),
         'frozen random': ('recipe', 'frozen random'),
-        'no filters, the limit of many': ('recipe', 'expected'),
+        'the limit of many filters': ('recipe', 'expected'),
         'learnable': ('recipe', 'learnable'),
         'plain, ten times the learning rate': ('lr 0.1', 'plain'),
         'frozen random, ten times the learning rate': ('lr 0.1', 'frozen random'),

@@ -18,7 +18,10 @@ def architecture_of(model: nn.Module) -> str:
     """
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     if not architecture:
-        raise ValueError(f'`model` must come from timm.create_model: a {type(model).__name__} has no architecture')
+        inner = ': give its `module`' if hasattr(getattr(model, 'module', None), 'pretrained_cfg') else ''
+        raise ValueError(
+            f'`model` must come from timm.create_model: a {type(model).__name__} has no architecture{inner}'
+        )
     return architecture
 
 

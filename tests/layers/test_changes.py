@@ -12,7 +12,7 @@ from test_state import KEPT, VARIANTS, load, outputs, spatial
 from torch import nn
 
 import timm_lc
-from timm_lc import add_linear_combinations, freeze_spatial, save_pretrained, verify
+from timm_lc import add_linear_combinations, count_parameters, describe, fold, freeze_spatial, save_pretrained, verify
 
 EVERY = VARIANTS | KEPT
 every_variant = pytest.mark.parametrize('build', EVERY.values(), ids=EVERY)
@@ -218,9 +218,11 @@ def test_verify_tells_what_is_not_filled_yet():
 @pytest.mark.parametrize(
     'program', [lambda m, x: torch.export.export(m, (x,), strict=False).module(), lambda m, x: torch.jit.script(m)]
 )
-def test_verify_refuses_programs(program, build, stock, images):
-    with pytest.raises(TypeError, match=r'layer `conv1\..*` is part of a program of torch\.export or TorchScript'):
-        verify(program(build(stock()).eval(), images))
+def test_programs_are_refused(program, build, stock, images):
+    found = program(build(stock()).eval(), images)
+    for function in (verify, fold, count_parameters, describe):
+        with pytest.raises(TypeError, match=r'layer `conv1\..*` is part of a program of torch\.export or TorchScript'):
+            function(found)
 
 
 def test_verify_refuses_another_remedy(stock):

@@ -370,7 +370,7 @@ def test_imagenet_commands_and_their_results(reproduce, tmp_path):
         (['fig1', '--shard', '4/3'], 'shard'),
         (['fig1', '--data', 'nowhere'], 'nowhere'),
         (['table2', '--train-dirs', 'images'], 'no summary.csv'),
-        (['fig1', '--train-dirs', 'images'], '`--train-dirs` are of table2, fig17, v2-table2, got fig1'),
+        (['fig1', '--train-dirs', 'images'], '`--train-dirs` are of fig17, table2, v2-table2, got fig1'),
         (['fig1', '--time'], '`--time` is of `--list` and `--dry-run`'),
         ([], 'give one or more of fig1'),
     ],

@@ -148,12 +148,13 @@ def test_a_weight_that_another_tool_computes_is_refused_by_its_layers_name(tool,
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_foreign_buffer_named_record_is_no_frozen_layer():
+@pytest.mark.parametrize('record', [None, torch.zeros(3)])
+def test_a_foreign_buffer_named_record_is_no_frozen_layer(record):
     class Recorder(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 3)
-            self.register_buffer('record', torch.zeros(3))
+            self.register_buffer('record', record)
 
     model = freeze_spatial(Recorder())
     assert verify(model) == {'conv': 'drawn'}

@@ -10,6 +10,7 @@ from timm_lc.layers.changes import is_stored
 from timm_lc.layers.frozen import filter_shape, is_frozen
 from timm_lc.layers.held import held_parameters
 from timm_lc.layers.ranks import LeftToRanks
+from timm_lc.layers.recorded import refuse_program
 from timm_lc.layers.sliced import is_shared
 from timm_lc.spatial import is_pointwise
 
@@ -35,12 +36,16 @@ class ParameterCount(NamedTuple):
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the weights of any network.
 
+    Raises:
+        TypeError: If `model` is a program of torch.export or TorchScript that has frozen filters.
+
     Example:
         >>> import timm, timm_lc
         >>> count_parameters(timm.create_model('lc_resnet18'))
         ParameterCount(learnable=694632, total=11689512, stored=694632, nonzero=11689512)
     """
     check_module(model)
+    refuse_program(model)
     parameters = list(model.parameters())
     learnable = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = [module for module in model.modules() if is_frozen(module)]

@@ -23,6 +23,7 @@ __all__ = [
     'is_frozen',
     'read',
     'recorded',
+    'refuse_program',
 ]
 
 RECORD = 'record'
@@ -66,6 +67,21 @@ def recorded(conv: nn.Module) -> tuple[FilterRecord, int] | None:
         return decode(conv.record)
     except ValueError:
         return None
+
+
+def refuse_program(model: nn.Module) -> None:
+    """Refuse a program of torch.export or TorchScript, whose filters are constants.
+
+    Raises:
+        TypeError: If `model` holds the record of a layer that is no convolution.
+    """
+    for name, module in model.named_modules():
+        is_layer = RECORD in module._buffers and not isinstance(module, nn.Conv2d) and module.record is not None
+        if is_layer and recorded(module) is not None:
+            raise TypeError(
+                f'layer `{name}` is part of a program of torch.export or TorchScript, whose filters are constants: '
+                'take the network that it was made from'
+            )
 
 
 def draw(record: FilterRecord, crc: int) -> np.ndarray | None:

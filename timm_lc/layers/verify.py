@@ -6,7 +6,7 @@ from timm_lc.arguments import check_module
 from timm_lc.filters import KEPT, FilterRecord
 from timm_lc.layers.changes import Seen, is_changed
 from timm_lc.layers.frozen import freeze_convolution, share_convolution
-from timm_lc.layers.recorded import RECORD, filter_shape, is_frozen, recorded
+from timm_lc.layers.recorded import filter_shape, is_frozen, recorded, refuse_program
 from timm_lc.layers.sliced import is_shared
 
 __all__ = ['restore', 'verify']
@@ -38,14 +38,8 @@ def verify(model: nn.Module, *, remedy: str | None = None) -> dict[str, str]:
     check_module(model)
     if remedy not in (None, 'restore', 'keep'):
         raise ValueError(f"`remedy` must be 'restore', 'keep' or None, got {remedy!r}")
+    refuse_program(model)
     frozen = {name: module for name, module in model.named_modules() if is_frozen(module)}
-    others = [(name, module) for name, module in model.named_modules() if not isinstance(module, nn.Conv2d)]
-    programs = [name for name, module in others if RECORD in module._buffers and recorded(module) is not None]
-    if programs:
-        raise TypeError(
-            f'layer `{programs[0]}` is part of a program of torch.export or TorchScript, whose filters are constants: '
-            'verify the network that it was made from'
-        )
     states = {name: _state(module) for name, module in frozen.items()}
     for module in (frozen[name] for name, state in states.items() if state == 'changed'):
         if remedy == 'restore':

@@ -80,8 +80,8 @@ def verdict_of(experiment: Experiment, lines: Sequence[Line], cells: Cells) -> V
         return Verdict(OPEN, 'none of the points with a number in print is measured')
     far = [found for found in compared if found.excess > 1]
     learned = {key for line in lines if line.is_trained for key in line.values}
-    if experiment.measures and not any(found.key in learned for found in compared):
-        counts = f'{len(compared) - len(far)} of {len(compared)} counts within {PERCENT:g} %'
+    if experiment.measures and not far and not any(found.key in learned for found in compared):
+        counts = f'{len(compared)} count{"s"[: len(compared) > 1]} within {PERCENT:g} %'
         return Verdict(OPEN, f"no accuracy in print is measured on the paper's images; {counts}")
     if 'timing' in experiment.untrained:
         sizes = f'{len(compared) - len(far)} of {len(compared)} checkpoint sizes within {PERCENT:g} %'

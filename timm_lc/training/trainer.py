@@ -233,7 +233,8 @@ def _create(run: Run, images: Images, device: torch.device, speed: Speed) -> tup
     describe_images(model, tuple(images.train.shape[1:]), mean, std)
     if speed.channels_last:
         model.to(memory_format=torch.channels_last)
-    _check_takes(model, images.map(lambda tensor: tensor[:2].to(device)), run, speed, len(images.train))
+    with _random_state_kept(device):
+        _check_takes(model, images.map(lambda tensor: tensor[:2].to(device)), run, speed, len(images.train))
     penalty = {'opt': 'l1sgd', 'l1': recipe.l1} if recipe.l1 else {'opt': 'sgd'}
     optimizer = create_optimizer_v2(
         list(model.parameters()), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **penalty
@@ -289,9 +290,12 @@ def claim(directory: Path, run: Run, images: Images, device: torch.device, speed
         if differing:
             raise ValueError(f'{directory} holds another run: {", ".join(differing)}; give another folder')
         return
+    write_text(path, json.dumps({'run': what, 'where': _where(device, speed)}, indent=2) + '\n')
+
+
+def _where(device: torch.device, speed: Speed) -> dict[str, Any]:
     machine = {'device': describe_device(device), 'threads': torch.get_num_threads()}
-    where = {**machine, **versions(), **dataclasses.asdict(speed)}
-    write_text(path, json.dumps({'run': what, 'where': where}, indent=2) + '\n')
+    return {**machine, **versions(), **dataclasses.asdict(speed)}
 
 
 def versions() -> dict[str, str]:
@@ -318,8 +322,7 @@ def _resume(directory: Path, model: nn.Module, optimizer: Any, speed: Speed) -> 
     where = read_json(directory / RUN)['where']
     if where.get('amp') != speed.amp:
         raise ValueError(f'`amp` must be {where.get("amp")}, as when {directory} was begun, got {speed.amp}')
-    now = {'threads': torch.get_num_threads(), **dataclasses.asdict(speed)}
-    if changed := differences({name: where.get(name) for name in now}, now):
+    if changed := differences(where, _where(next(model.parameters()).device, speed)):
         print(f'{directory}: {", ".join(changed)}: the run goes on with other rounding')
     try:
         state = read_checkpoint(path)

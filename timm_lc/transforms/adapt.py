@@ -294,7 +294,8 @@ def _check_base(
     """Refuse a state of another base or without adapters, whatever `strict` says; unpack norms as a file holds them."""
     error_msgs += unpack_norms(state_dict, prefix, learned_norms(model))
     adapted = [name for name, module in model.named_modules() if isinstance(module, AdaptedConv2d)]
-    if left_out := [name for name in adapted if f'{prefix}{name}.weight' in state_dict]:
+    has_adapters = any(f'{prefix}{name}.pointwise.weight' in state_dict for name in adapted)
+    if not has_adapters and (left_out := [name for name in adapted if f'{prefix}{name}.weight' in state_dict]):
         error_msgs.append(
             f'a state without adapters, whose `{left_out[0]}` is held here: load it before they are added'
         )

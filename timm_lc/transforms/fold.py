@@ -14,6 +14,7 @@ from timm_lc.layers.implicit import ImplicitLCConv2d
 from timm_lc.layers.lc_conv import LCConv2d
 from timm_lc.layers.lc_pair import LCPair
 from timm_lc.layers.packing import remove_unpacking
+from timm_lc.layers.recorded import refuse_program
 from timm_lc.naming import architecture_of, has_lc_name, is_stock, stock_name
 from timm_lc.transforms.adapt import release_base
 from timm_lc.transforms.combine import replace_modules
@@ -33,6 +34,7 @@ def fold(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If an LC-Block has an operation between its two convolutions (`between=`).
         RuntimeError: If another tool has hooked or replaced a convolution of a layer that merges.
+        TypeError: If `model` is a program of torch.export or TorchScript.
 
     Example:
         >>> import timm, timm_lc
@@ -40,6 +42,7 @@ def fold(model: nn.Module) -> nn.Module:
         'resnet18'
     """
     model = unwrapped(model)
+    refuse_program(model)
     if pair := next((name for name, module in model.named_modules() if isinstance(module, LCPair)), None):
         raise ValueError(f'layer `{pair}` has an operation between its two convolutions, which then fold into none')
     folded = copy.deepcopy(model)
