@@ -216,15 +216,23 @@ def save(figure: Any, path: Path) -> None:
 
 
 def svg(figure: Any) -> str:
-    """Return a figure as an SVG element, to stand in a page: in that page's font, its paths in tenths of a point."""
+    """Return a figure as an SVG element, to stand in a page: in that page's font, places in tenths of a point."""
     import matplotlib as mpl
 
     text = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(text, format='svg', bbox_inches='tight', metadata={'Date': None})
     element = text.getvalue()[text.getvalue().index('<svg') :]
-    short = re.sub(' d="[^"]*"', lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]).replace('\n', ''), element)
-    return re.sub(r'<metadata>.*?</metadata>|font-family: [^;"]*(; )?|(?<=>)\s+(?=<)', '', short, flags=re.DOTALL)
+    places = re.sub(r' [dxy]="[^"]*"', lambda found: _shortened(found[0]), element)
+    known = set(re.findall(r'#([\w.-]+)', places))
+    short = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in known else '', places)
+    needless = r'<metadata>.*?</metadata>|font-family: [^;"]*(; )?| transform="rotate\(-0 [^"]*"|(?<=>)\s+(?=<)'
+    return re.sub(needless, '', short, flags=re.DOTALL)
+
+
+def _shortened(attribute: str) -> str:
+    """Return an attribute of SVG with numbers in tenths, and no spaces around the commands of a path."""
+    return re.sub(r'\s*\b([A-Za-z])\s', r'\1', re.sub(r'\.0\d*|(\.\d)\d*', r'\1', attribute).replace('\n', ''))
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float], layout: Any = 'constrained') -> tuple[Any, Any]:
