@@ -30,6 +30,8 @@ def test_list_prints_the_names_that_match(capsys):
 def test_list_takes_part_of_a_name(capsys):
     assert main(['list', 'wide_resnet50']) == 0
     assert set(capsys.readouterr().out.split()) == {'lc_wide_resnet50_2', 'lc_lowres_wide_resnet50_2'}
+    assert main(['list', 'lc_wide_resnet']) == 0
+    assert set(capsys.readouterr().out.split()) == {'lc_wide_resnet50_2', 'lc_wide_resnet101_2'}
 
 
 def test_info_prints_layers_and_totals(capsys):
