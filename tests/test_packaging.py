@@ -89,8 +89,8 @@ def test_recipes_are_found_where_the_wheel_is_installed(installed, tmp_path):
 
 def test_the_command_of_the_wheel_runs(installed, tmp_path, setup):
     module, _, function = setup['options.entry_points']['console_scripts'].split(' = ')[1].partition(':')
-    code = f'import sys; sys.argv[1:] = ["list", "lc_resnet20_16x8"]; from {module} import {function} as f; sys.exit(f())'
-    assert run_installed(installed, tmp_path, '-c', code) == 'lc_resnet20_16x8\n'
+    code = f'import sys; sys.argv[1:] = ["list", "lc_resnet50d"]; from {module} import {function} as f; sys.exit(f())'
+    assert run_installed(installed, tmp_path, '-c', code) == 'lc_resnet50d\n'
 
 
 def test_what_files_import_at_their_top_is_declared(setup):
