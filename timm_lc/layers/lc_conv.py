@@ -234,7 +234,7 @@ class LCConv2d(nn.Module):
         return fused
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Refuse what a form of other tensors wrote, which a loader that is not strict would leave out."""
+        """Refuse a checkpoint of a form with other tensors, which a loader that is not strict would leave out."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         args[-1].extend(other_forms(state_dict, prefix))
 

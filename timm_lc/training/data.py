@@ -26,6 +26,7 @@ __all__ = ['DATA', 'TRAIN_IMAGES', 'Images', 'augment', 'load_images']
 TRAIN_IMAGES = {'cifar10': 50_000, 'cifar100': 50_000, 'svhn': 73_257, 'fashion_mnist': 60_000, 'digits': 1347}
 DATA = tuple(TRAIN_IMAGES)
 _FORMAT = 'a folder with train/CLASS/*.png and validation/CLASS/*.png'
+_TENSORS = ('train', 'train_labels', 'validation', 'validation_labels')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Images:
     @functools.cached_property
     def checksum(self) -> str:
         """CRC-32 of all pixels and labels, in hexadecimal digits."""
-        tensors = (self.train, self.train_labels, self.validation, self.validation_labels)
+        tensors = (getattr(self, name) for name in _TENSORS)
         crc = functools.reduce(lambda crc, tensor: zlib.crc32(tensor.cpu().contiguous().numpy(), crc), tensors, 0)
         return f'{crc:08x}'
 
@@ -77,8 +78,7 @@ class Images:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> 'Images':
         """Return the set with `change` applied to each tensor, such as a move to a device."""
-        names = ('train', 'train_labels', 'validation', 'validation_labels')
-        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in _TENSORS})
 
 
 def load_images(source: str, root: str | Path = 'data', limit: int | None = None) -> Images:
